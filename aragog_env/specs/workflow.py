@@ -1,0 +1,112 @@
+"""What a workflow is: a directed acyclic graph of LLM and tool stages with stated token lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+StageKind = Literal["llm", "tool"]
+
+
+@dataclass(frozen=True)
+class LengthSpec:
+    """A log-normal token count, clipped to [minimum, maximum]."""
+
+    median: float
+    sigma: float = 0.0
+    minimum: int = 1
+    maximum: int = 8192
+
+
+@dataclass(frozen=True)
+class DurationSpec:
+    """A log-normal duration in seconds, clipped to [0, maximum_s]."""
+
+    median_s: float
+    sigma: float = 0.0
+    maximum_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Output tokens of an LLM stage: a log-normal whose median depends on the model's size.
+
+    `median_by_size_b` maps a model size in 1e9 parameters to a median; sizes between are interpolated
+    linearly in log(size), sizes outside take the nearest. `query_correlation` is the share of the log variance
+    that all models have in common on one query (data: rank correlation over queries 0.45-0.7).
+    """
+
+    median_by_size_b: dict[float, float]
+    sigma: float
+    max_tokens: int
+    query_correlation: float = 0.6
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How the prompt of an LLM stage is put together: template, then the query, then parents' outputs.
+
+    Stages that name the same `template` share its tokens (and then the query's) as a common prefix.
+    """
+
+    template: str
+    template_tokens: int
+    query: bool = True
+    """Whether the query's own text (`WorkflowSpec.query_tokens`) is part of this prompt."""
+    context: tuple[str, ...] | None = None
+    """Stages whose outputs are appended; None means the parents."""
+
+
+@dataclass(frozen=True)
+class FanOutSpec:
+    """Parallel copies of a stage; how many is known once its parents are done."""
+
+    probabilities: tuple[float, ...]
+    """probabilities[k] is the chance of k + 1 copies."""
+
+
+@dataclass(frozen=True)
+class SkipSpec:
+    """Skip a stage when an earlier stage's output says so (a critique that finds nothing to refine)."""
+
+    on: str
+    probability_by_size_b: dict[float, float]
+    """Chance that the stage is skipped, by the size of the model that served `on`."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One agent of a workflow: an LLM prompt, or a tool that takes time and returns tokens."""
+
+    name: str
+    kind: StageKind = "llm"
+    parents: tuple[str, ...] = ()
+    prompt: PromptSpec | None = None
+    output: OutputSpec | None = None
+    candidates: tuple[str, ...] | None = None
+    """Models allowed to serve this stage; None means every model of the cluster."""
+    fan_out: FanOutSpec | None = None
+    skip: SkipSpec | None = None
+    tool_s: DurationSpec | None = None
+    """Seconds a tool takes: a log-normal (see `DurationSpec`)."""
+    tool_output: LengthSpec | None = None
+    quality_weight: float = 1.0
+    """Weight of this stage's model in the synthetic outcome generator (0: does not matter)."""
+
+
+@dataclass(frozen=True)
+class WorkflowSpec:
+    """A workflow with the data set it is run on."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    query_tokens: LengthSpec
+    queries: int
+    """Number of distinct queries in the data set."""
+    dataset: str = ""
+    accuracy_by_size_b: dict[float, float] = field(default_factory=dict)
+    """Accuracy when one model of that size serves every stage: input of the synthetic outcome generator."""
+    difficulty_sigma: float = 1.0
+    description: str = ""
+    source: str = ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from .bounds import Bound, Count, NonNegative, Positive
+from .hardware import GpuSpec, ModelSpec
 
 Role = Literal["mixed", "prefill", "decode"]
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -16,21 +20,22 @@ class ReplicaSpec:
     name: str
     model: str
     gpu: str
-    tp: int = 1
-    count: int = 1
+    tp: Count = 1
+    count: Count = 1
     role: Role = "mixed"
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    max_model_len: int | None = None
-    gpu_memory_utilization: float = 0.92
-    num_gpu_blocks: int | None = None
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    max_model_len: Count | None = None
+    gpu_memory_utilization: Annotated[float, Bound(0.0, 1.0, exclusive=True)] = 0.92
+    num_gpu_blocks: Annotated[int, Bound(2)] | None = None
     """KV blocks of 16 tokens; None estimates them from memory, which is only good to some per cent."""
     scheduling_policy: SchedulingPolicy = "fcfs"
     enable_prefix_caching: bool = True
     async_scheduling: bool = False
     latency: str = "auto"
-    """`auto` (kernel table if shipped, else roofline), `table`, `roofline`, or a path to an npz table."""
-    latency_scale: float = 1.0
+    """`auto` (kernel table if shipped, else roofline), `table`, `roofline`, a path to an npz table, or
+    `linear:overhead_ms=5,per_token_ms=0.02,per_decode_ms=0.1,per_kv_token_ms=0.00001`."""
+    latency_scale: Positive = 1.0
     latency_offset_ms: float = 0.0
     """Affine calibration of the iteration time: scale * t + offset."""
 
@@ -41,8 +46,8 @@ class LinkSpec:
 
     source: str
     target: str
-    bandwidth_gb_s: float
-    latency_us: float = 0.0
+    bandwidth_gb_s: Positive
+    latency_us: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,17 @@ class ClusterSpec:
     links: tuple[LinkSpec, ...] = ()
     description: str = ""
     source: str = ""
+    models: tuple[ModelSpec, ...] = ()
+    """Models this cluster adds to the catalogue, or replaces in it."""
+    gpus: tuple[GpuSpec, ...] = ()
+    """GPU types this cluster adds to the catalogue, or replaces in it."""
+    locations: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each key stands in its file, for error messages."""
+
+    def expand(self) -> tuple[ReplicaSpec, ...]:
+        """Return one entry per server: a replica with `count` 3 becomes name-0, name-1, name-2."""
+        return tuple(
+            replica if replica.count == 1 else replace(replica, name=f"{replica.name}-{i}", count=1)
+            for replica in self.replicas
+            for i in range(replica.count)
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .bounds import Count, Positive
+
 Dtype = Literal["bf16", "fp8"]
 
 
@@ -17,14 +19,16 @@ class GpuSpec:
     """
 
     name: str
-    memory_gib: float
-    bandwidth_gb_s: float
-    bf16_tflops: float
-    nvlink_gb_s: float
-    price_usd_per_hour: float
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    fp8_tflops: float | None = None
+    memory_gib: Positive
+    bandwidth_gb_s: Positive
+    bf16_tflops: Positive
+    """Dense, without sparsity."""
+    nvlink_gb_s: Positive
+    """Link to the other GPUs of its server, one direction (PCIe where there is no NVLink)."""
+    price_usd_per_hour: Positive
+    max_num_batched_tokens: Count
+    max_num_seqs: Count
+    fp8_tflops: Positive | None = None
     source: str = ""
 
 
@@ -35,16 +39,16 @@ class ModelSpec:
     name: str
     hf_id: str
     family: str
-    size_b: float
+    size_b: Positive
     """Parameters, in units of 1e9."""
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_model_len: int
+    layers: Count
+    hidden_size: Count
+    intermediate_size: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    max_model_len: Count
     tie_embeddings: bool = False
     dtype: Dtype = "bf16"
     source: str = ""

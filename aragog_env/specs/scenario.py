@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .bounds import Count, NonNegative, NonNegativeInt, Positive
 from .cluster import ClusterSpec
 from .workload import WorkloadSpec
 
@@ -12,9 +14,9 @@ from .workload import WorkloadSpec
 class HorizonSpec:
     """How long an episode lasts: `requests` arrivals, drained, or cut (truncated) at `duration_s`."""
 
-    requests: int = 500
-    duration_s: float | None = None
-    warmup_requests: int = 0
+    requests: Count = 500
+    duration_s: Positive | None = None
+    warmup_requests: NonNegativeInt = 0
     """The first requests of an episode count for no metric."""
 
 
@@ -22,12 +24,12 @@ class HorizonSpec:
 class ObjectiveSpec:
     """What the reward and the SLO metrics are made of."""
 
-    slo_s: float | None = None
+    slo_s: Positive | None = None
     """Absolute workflow latency limit; None means `slo_scale` times each request's standalone latency."""
-    slo_scale: float = 5.0
-    accuracy_weight: float = 1.0
+    slo_scale: Positive = 5.0
+    accuracy_weight: NonNegative = 1.0
     """Weight of the accuracy term, paid when a request completes."""
-    beta_per_s: float = 0.01
+    beta_per_s: NonNegative = 0.01
     """Discount rate: `info["discount"] = exp(-beta_per_s * dt)`."""
 
 
@@ -35,7 +37,7 @@ class ObjectiveSpec:
 class ObservationSpec:
     """Sizes of the observation arrays."""
 
-    ready_slots: int = 8
+    ready_slots: Count = 8
     """K: how many ready calls the action can choose from."""
 
 
@@ -50,3 +52,5 @@ class Scenario:
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     observation: ObservationSpec = field(default_factory=ObservationSpec)
     description: str = ""
+    locations: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each key stands in its file, for error messages."""

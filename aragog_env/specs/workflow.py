@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from .bounds import Count, NonNegative, NonNegativeInt, Positive, Share
 
 StageKind = Literal["llm", "tool"]
 
@@ -12,19 +15,19 @@ StageKind = Literal["llm", "tool"]
 class LengthSpec:
     """A log-normal token count, clipped to [minimum, maximum]."""
 
-    median: float
-    sigma: float = 0.0
-    minimum: int = 1
-    maximum: int = 8192
+    median: Positive
+    sigma: NonNegative = 0.0
+    minimum: NonNegativeInt = 1
+    maximum: Count = 8192
 
 
 @dataclass(frozen=True)
 class DurationSpec:
     """A log-normal duration in seconds, clipped to [0, maximum_s]."""
 
-    median_s: float
-    sigma: float = 0.0
-    maximum_s: float = 60.0
+    median_s: NonNegative
+    sigma: NonNegative = 0.0
+    maximum_s: NonNegative = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,14 @@ class OutputSpec:
     """Output tokens of an LLM stage: a log-normal whose median depends on the model's size.
 
     `median_by_size_b` maps a model size in 1e9 parameters to a median; sizes between are interpolated
-    linearly in log(size), sizes outside take the nearest. `query_correlation` is the share of the log variance
-    that all models have in common on one query (data: rank correlation over queries 0.45-0.7).
+    linearly in log(size), sizes outside take the nearest. `query_correlation` is the share of the log
+    variance that all models have in common on one query (data: rank correlation over queries 0.45-0.7).
     """
 
-    median_by_size_b: dict[float, float]
-    sigma: float
-    max_tokens: int
-    query_correlation: float = 0.6
+    median_by_size_b: dict[Positive, Positive]
+    sigma: NonNegative
+    max_tokens: Count
+    query_correlation: Share = 0.6
     source: str = ""
 
 
@@ -51,7 +54,7 @@ class PromptSpec:
     """
 
     template: str
-    template_tokens: int
+    template_tokens: NonNegativeInt
     query: bool = True
     """Whether the query's own text (`WorkflowSpec.query_tokens`) is part of this prompt."""
     context: tuple[str, ...] | None = None
@@ -62,7 +65,7 @@ class PromptSpec:
 class FanOutSpec:
     """Parallel copies of a stage; how many is known once its parents are done."""
 
-    probabilities: tuple[float, ...]
+    probabilities: tuple[Share, ...]
     """probabilities[k] is the chance of k + 1 copies."""
 
 
@@ -71,7 +74,7 @@ class SkipSpec:
     """Skip a stage when an earlier stage's output says so (a critique that finds nothing to refine)."""
 
     on: str
-    probability_by_size_b: dict[float, float]
+    probability_by_size_b: dict[Positive, Share]
     """Chance that the stage is skipped, by the size of the model that served `on`."""
 
 
@@ -91,7 +94,7 @@ class StageSpec:
     tool_s: DurationSpec | None = None
     """Seconds a tool takes: a log-normal (see `DurationSpec`)."""
     tool_output: LengthSpec | None = None
-    quality_weight: float = 1.0
+    quality_weight: NonNegative = 1.0
     """Weight of this stage's model in the synthetic outcome generator (0: does not matter)."""
 
 
@@ -102,11 +105,13 @@ class WorkflowSpec:
     name: str
     stages: tuple[StageSpec, ...]
     query_tokens: LengthSpec
-    queries: int
+    queries: Count
     """Number of distinct queries in the data set."""
     dataset: str = ""
-    accuracy_by_size_b: dict[float, float] = field(default_factory=dict)
+    accuracy_by_size_b: dict[Positive, Share] = field(default_factory=dict)
     """Accuracy when one model of that size serves every stage: input of the synthetic outcome generator."""
-    difficulty_sigma: float = 1.0
+    difficulty_sigma: NonNegative = 1.0
     description: str = ""
     source: str = ""
+    locations: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each key stands in its file, for error messages."""

@@ -1,0 +1,62 @@
+"""Compiled iteration times: one mixed iteration, and whole stretches of decode-only iterations in closed form.
+
+In a stretch every one of D running requests generates one token per iteration, so the KV tokens read grow by D each time
+and, inside one segment of the piecewise linear decode curve, the iteration times are an arithmetic series. With integer
+picoseconds its sum is exact, hence equal to adding the iterations one by one.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from ..latency.compiled import decode_segment
+
+# mypy: disable-error-code="no-untyped-def"
+
+
+@njit(cache=True)
+def decode_ps(tables, row, decodes, kv_tokens):
+    """Return the attention time of `decodes` generating requests with `kv_tokens` tokens of context in all."""
+    segment = decode_segment(tables.decode_context[row], decodes, kv_tokens)
+    return (
+        tables.decode_base_ps[row, decodes, segment] + tables.decode_slope_ps[row, decodes, segment] * kv_tokens
+    )
+
+
+@njit(cache=True)
+def _segment_steps(tables, row, decodes, kv_tokens, segment, steps):
+    """Return how many of `steps` iterations, the first reading `kv_tokens`, stay inside `segment`."""
+    grid = tables.decode_context[row]
+    if segment >= grid.shape[0] - 1:
+        return steps
+    limit = decodes * grid[segment]
+    return min(steps, max(1, (limit - kv_tokens + decodes - 1) // decodes))
+
+
+@njit(cache=True)
+def stretch_ps(tables, row, decodes, kv_tokens, steps):
+    """Return the duration of `steps` decode-only iterations of `decodes` requests, the first reading `kv_tokens`."""
+    fixed = tables.step_ps[row, decodes] + tables.sample_ps[row, decodes]
+    total = 0
+    while steps > 0:
+        segment = decode_segment(tables.decode_context[row], decodes, kv_tokens)
+        n = _segment_steps(tables, row, decodes, kv_tokens, segment, steps)
+        slope = tables.decode_slope_ps[row, decodes, segment]
+        first = fixed + tables.decode_base_ps[row, decodes, segment] + slope * kv_tokens
+        total += n * first + slope * decodes * (n * (n - 1) // 2)
+        kv_tokens += n * decodes
+        steps -= n
+    return total
+
+
+@njit(cache=True)
+def steps_until(tables, row, decodes, kv_tokens, steps, elapsed_ps):
+    """Return the least number of iterations (1..steps) of a stretch that last at least `elapsed_ps`, and their time."""
+    low, high = 1, steps
+    while low < high:
+        middle = (low + high) // 2
+        if stretch_ps(tables, row, decodes, kv_tokens, middle) >= elapsed_ps:
+            high = middle
+        else:
+            low = middle + 1
+    return low, stretch_ps(tables, row, decodes, kv_tokens, low)

@@ -1,0 +1,190 @@
+"""The Gymnasium environment over the simulated cluster, one episode at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from .action import allocate_steps, step_one
+from .backends.sim import episode_log
+from .compiled_scenario import CompiledScenario, compile_scenario
+from .episode import EpisodeLog
+from .observation import Observation, ObservationArrays, allocate_observations, observation_space, observe
+from .reward import Reward
+from .simulation import Simulation
+from .specs.load import load_scenario
+from .specs.override import override
+from .specs.scenario import Scenario
+
+
+def resolve_scenario(scenario: str | Path | Scenario, overrides: dict[str, Any] | None) -> CompiledScenario:
+    """Load, change and compile a scenario."""
+    loaded = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    return compile_scenario(override(loaded, **overrides) if overrides else loaded)
+
+
+class StageDispatchEnv(gym.Env[Observation, int]):
+    """Dispatch the stages of agentic workflows to the replicas of a vLLM cluster.
+
+    ## Description
+
+    Requests arrive over time. Each runs through a workflow, a directed acyclic graph of LLM calls and tools. A call is ready
+    when its parents are done. One step sends one ready call to one route (a replica serving one model) or waits. Between
+    decisions the cluster is simulated iteration by iteration as vLLM V1 schedules it (`aragog_env.engine`), in virtual
+    time. Small models are fast and less accurate, large ones slow and accurate; the choice at every stage decides the
+    latency of the request, the load that others meet, and whether the answer is right.
+
+    ## Action Space
+
+    `Discrete(K * R + 1)`. Action `slot * R + route` sends the call in ready slot `slot` (0..K-1) to route `route` (0..R-1);
+    the last action waits until the next event (an arrival or a completion). Slots hold the first K ready calls in order of
+    request arrival and, inside a request, of depth to the leaf. After a dispatch the next step is at the same instant while
+    calls are ready. `observation["action_mask"]` says which actions are valid; a masked action never raises: it counts as
+    wait (or as the first valid action where waiting would never end) and sets `info["invalid_action"]`.
+
+    ## Observation Space
+
+    `Dict` of float32 arrays in [0, 1] and the mask, padded with zeros (columns: `aragog_env.observation`):
+
+    | key | shape | content |
+    | --- | --- | --- |
+    | `calls` | (K, 8) | ready calls: age, depth, progress, prompt length, ... (`CallFeature`) |
+    | `routes` | (R, 8) | replicas: running, waiting, KV use, model, ... (`RouteFeature`) |
+    | `pairs` | (K, R, 4) | call on route: allowed, predicted latency, ... (`PairFeature`) |
+    | `globals` | (3,) | requests in flight, ready calls, overflow (`GlobalFeature`) |
+    | `action_mask` | (K * R + 1,) | 1 = valid |
+
+    ## Starting State
+
+    An empty cluster at the first arrival. All randomness (arrivals, queries, think times, the luck of grading) is drawn from
+    the seed and does not depend on the actions. `reset(seed=s)` gives the traffic that the evaluation harness uses for
+    seed s; later `reset()` calls draw new traffic.
+
+    ## Rewards
+
+    Minus the integral of requests in flight over the time that passed, divided by the scenario's SLO latency, plus
+    `accuracy_weight` for each request completed with a right answer. Time is semi-Markov: `info["dt"]` seconds pass per
+    step and `info["discount"] = exp(-beta * dt)`.
+
+    ## Episode End
+
+    Terminated when all requests of the horizon are served; truncated when `horizon.duration_s` is over.
+
+    ## Information
+
+    `action_mask`, `dt`, `discount`, `invalid_action`, `reward/latency`, `reward/accuracy`, `overflow` (ready calls beyond
+    the K slots now), `time_s`; and on the last step `metrics` (`aragog_env.harness.metrics`).
+
+    ## Arguments
+
+    * `scenario`: a preset's name (`aragog list scenarios`), a YAML file, or a `Scenario`.
+    * `overrides`: changes to it, e.g. `{"rate_rps": 4.0, "requests": 200}` (`aragog_env.specs.override`).
+    * `render_mode`: `None`, `"ansi"` (queue bars) or `"rgb_array"` (a Gantt chart of the replicas).
+
+    ## References
+
+    Dai et al., Aragog: Just-in-Time Model Routing for Scalable Serving of Agentic Workflows (arXiv 2511.20975); vLLM V1.
+
+    ## Version History
+
+    * v0: first version.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        scenario: str | Path | Scenario = "default",
+        overrides: dict[str, Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.compiled = resolve_scenario(scenario, overrides)
+        self.render_mode = render_mode
+        slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
+        self.observation_space = observation_space(slots, routes)
+        self.action_space = gym.spaces.Discrete(slots * routes + 1)
+        self.reward = Reward(self.compiled)
+        self.simulation = Simulation(self.compiled)
+        self._out = allocate_observations(1, slots, routes)
+        self._result = allocate_steps(1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; with a seed, the very episode that the harness evaluates under that seed."""
+        super().reset(seed=seed)
+        episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
+        self.simulation.reset(0, episode_seed)
+        sim = self.simulation
+        observe(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, 0, self._out)
+        observation = self._observation()
+        return observation, {
+            "action_mask": observation["action_mask"].copy(),
+            "time_s": self.time_s,
+            "seed": episode_seed,
+        }
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Carry out one decision and simulate to the next."""
+        sim, compiled, result = self.simulation, self.compiled, self._result
+        step_one(compiled.workflow, compiled.engine, sim.state, sim.progress, int(action), self._out, result)
+        latency, accuracy = self.reward.parts(int(result.in_flight_ps[0]), int(result.correct[0]))
+        elapsed = int(result.elapsed_ps[0])
+        observation = self._observation()
+        terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
+        info: dict[str, Any] = {
+            "action_mask": observation["action_mask"].copy(),
+            "dt": elapsed * 1e-12,
+            "discount": float(self.reward.discount(elapsed)),
+            "invalid_action": bool(result.invalid[0]),
+            "reward/latency": latency,
+            "reward/accuracy": accuracy,
+            "overflow": max(0, int(sim.progress.env["ready"][0]) - len(observation["calls"])),
+            "time_s": self.time_s,
+        }
+        if terminated or truncated:
+            from .harness.metrics import episode_metrics
+
+            info["metrics"] = episode_metrics(self.log())
+        return observation, latency + accuracy, terminated, truncated, info
+
+    def _observation(self) -> Observation:
+        return single_observation(self._out, 0)
+
+    @property
+    def time_s(self) -> float:
+        """Virtual seconds since the episode began."""
+        return float(self.simulation.progress.env["now_ps"][0]) * 1e-12
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return the mask as booleans, under the name sb3-contrib's MaskablePPO looks for."""
+        return self._out.mask[0].astype(np.bool_)
+
+    def log(self) -> EpisodeLog:
+        """Return every request and call of the episode so far."""
+        return episode_log(self.simulation, 0)
+
+    def render(self) -> Any:
+        """Return the present state as text (`ansi`) or as an (H, W, 3) uint8 image (`rgb_array`)."""
+        from .render import render_ansi, render_frame
+
+        if self.render_mode == "ansi":
+            return render_ansi(self.simulation)
+        if self.render_mode == "rgb_array":
+            return render_frame(self.log(), self.simulation)
+        return None
+
+
+def single_observation(out: ObservationArrays, e: int) -> Observation:
+    """Return a copy of the observation of environment `e`."""
+    return {
+        "calls": out.calls[e].copy(),
+        "routes": out.routes[e].copy(),
+        "pairs": out.pairs[e].copy(),
+        "globals": out.globals[e].copy(),
+        "action_mask": out.mask[e].copy(),
+    }

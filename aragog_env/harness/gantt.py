@@ -1,0 +1,90 @@
+"""The Gantt figure of one episode: every call on its replica, and how full the replicas are over the whole episode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..episode import EpisodeLog
+from .plots import MODEL_COLOURS, draw
+from .series import gantt_window, lanes, occupancy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORKFLOW_COLOURS: Final = ("#4f86b5", "#e0934a", "#6aa973", "#c4626a", "#9a7fc0", "#b0905f", "#d79ac0", "#88898c")
+_BAND = 0.86
+
+
+def gantt(log: EpisodeLog) -> Figure:
+    """Draw the calls of a stretch of `log` (left axis: one band per replica), then the load over the whole episode."""
+    replicas = len(log.replicas)
+
+    def paint(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, 1, height_ratios=(0.62 * replicas + 0.5, 1.5))
+        window = gantt_window(log)
+        _bands(top, log, window)
+        _load(bottom, log, window)
+        handles, labels = top.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(5, max(1, len(labels))))
+
+    return draw(paint, 7.6, 2.6 + 0.62 * replicas)
+
+
+def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
+    begin, end = window
+    labels = []
+    for replica, name in enumerate(log.replicas):
+        mine = log.calls[(log.calls["route"] == replica) & np.isfinite(log.calls["start_s"])]
+        mine = mine[np.argsort(mine["start_s"], kind="stable")]
+        finish = np.where(np.isfinite(mine["finish_s"]), mine["finish_s"], log.duration_s)
+        lane = lanes(mine["start_s"], finish)
+        seen = (finish > begin) & (mine["start_s"] < end)
+        used = max(int(lane[seen].max(initial=0)) + 1, 3)
+        _calls(axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used)
+        labels.append(f"{name}\n{log.models[log.replica_models[replica]]}")
+        if replica:
+            axes.axhline(replica - 0.5, color="#cccccc", lw=0.6)
+    for w, workflow in enumerate(log.workflows):
+        axes.barh([0], [0], color=WORKFLOW_COLOURS[w % len(WORKFLOW_COLOURS)], label=workflow)
+    axes.set_yticks(range(len(log.replicas)), labels)
+    axes.set(xlim=window, ylim=(len(log.replicas) - 0.45, -0.55), xlabel="Time (s)")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+
+
+def _calls(axes: Axes, log: EpisodeLog, calls: Any, finish: Any, y: Any, height: float) -> None:
+    """One bar per call: the workflow's colour, darker for later stages, with a hollow part until the first token."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgb
+
+    boxes, shades = [], []
+    for call, stop, low in zip(calls, finish, y, strict=True):
+        workflow = int(log.requests["workflow"][call["request"]])
+        depth = int(call["node"]) / max(1, len(log.node_names[workflow]) - 1)
+        base = np.array(to_rgb(WORKFLOW_COLOURS[workflow % len(WORKFLOW_COLOURS)]))
+        shade = base + (1 - base) * 0.42 * (1 - depth)
+        first = call["first_token_s"] if np.isfinite(call["first_token_s"]) else stop
+        for left, right, tint in ((call["start_s"], first, shade + (1 - shade) * 0.6), (first, stop, shade)):
+            boxes.append([(left, low), (right, low), (right, low + 0.9 * height), (left, low + 0.9 * height)])
+            shades.append(tint)
+    axes.add_collection(PolyCollection(boxes, facecolors=shades, edgecolors="white", linewidths=0.2))
+
+
+def _load(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
+    t = np.linspace(0, log.duration_s, 600)
+    below = np.zeros(len(t))
+    waiting = np.zeros(len(t))
+    for replica, name in enumerate(log.replicas):
+        running, queued = occupancy(log, replica, t)
+        colour = MODEL_COLOURS[log.replica_models[replica] % len(MODEL_COLOURS)]
+        axes.fill_between(t, below, below + running, color=colour, lw=0.4, ec="white", step="mid", label=name)
+        below = below + running
+        waiting += queued
+    axes.plot(t, below + waiting, color="#b8434e", lw=0.9, label="+ waiting at servers")
+    if window != (0.0, float(log.duration_s)):
+        axes.axvspan(*window, color="#000000", alpha=0.06, lw=0)
+    axes.set(xlabel="Time (s)", ylabel="Calls running", xlim=(0, log.duration_s), ylim=(0, None))
+    axes.legend(loc="upper right", ncols=2, fontsize=7)

@@ -1,0 +1,180 @@
+"""Runs jobs over processes so that nothing that one job does can lose the results of another.
+
+Workers keep their compiled code and loaded tables between jobs. At most one job per worker is handed out at a time, so
+that a result is on disk before its worker starts the next. A process that dies (out of memory, a policy that exits)
+takes down the whole pool; the jobs that were running then are repeated one at a time, and one that dies alone is at
+fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
+
+from ..errors import PolicyError
+from .jobs import BackendMaker, Job, PolicyMaker, execute, registered_policy, simulated
+from .results import RunResult
+from .rollout import Stopped
+
+OnStart = Callable[[Job], None]
+OnDone = Callable[[Job, RunResult], None]
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class _Flag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+_stop: _Flag | None = None
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """Executes jobs in `workers` processes, or in this process when that is 1."""
+
+    def __init__(
+        self, workers: int, make_policy: PolicyMaker = registered_policy, make_backend: BackendMaker = simulated
+    ) -> None:
+        self.workers = workers
+        self._make_policy = make_policy
+        self._make_backend = make_backend
+        self._context = multiprocessing.get_context("spawn")  # fork would copy compiled code's threads in mid-air
+        self._stop = self._context.Event()
+        self._executor: ProcessPoolExecutor | None = None
+
+    def run(self, jobs: Iterable[Job], on_start: OnStart, on_done: OnDone) -> None:
+        """Run all jobs; `on_done` is called in this process, one result at a time.
+
+        Raises:
+            KeyboardInterrupt: the user interrupted; `on_done` has been called for all that was finished.
+            SpecError: a scenario is bad input.
+        """
+        if self.workers == 1:
+            for job in jobs:
+                on_start(job)
+                on_done(job, execute(job, self._make_policy, self._make_backend))
+            return
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            suspects = self._run_parallel(deque(jobs), self.workers, on_start, on_done)
+            for job in suspects:
+                if self._run_parallel(deque([job]), 1, on_start, on_done):
+                    error = str(PolicyError(job.policy, "its process died (killed, out of memory, or it exited)"))
+                    policy, scenario, seed, rate = job.key
+                    on_done(job, RunResult(policy, scenario, seed, rate, status="failed", error=error))
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_parallel(self, queue: deque[Job], width: int, on_start: OnStart, on_done: OnDone) -> list[Job]:
+        """Run the queue, at most `width` jobs at a time; return the jobs that were running when a process died."""
+        suspects: list[Job] = []
+        running: dict[Future[RunResult], Job] = {}
+        try:
+            while queue or running:
+                while queue and len(running) < width:
+                    job = queue.popleft()
+                    on_start(job)
+                    running[self._submit(job)] = job
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                if any(isinstance(f.exception(), BrokenProcessPool) for f in finished):
+                    wait(running)
+                    suspects += self._bury(running, on_done)
+                    continue
+                for future in finished:
+                    on_done(running[future], future.result())
+                    del running[future]
+        except BaseException:
+            self._abandon(running, on_done)
+            raise
+        return suspects
+
+    def _submit(self, job: Job) -> Future[RunResult]:
+        with _sigint_blocked():  # children inherit the mask: Ctrl-C is for the parent to handle
+            if self._executor is None:
+                self._executor = ProcessPoolExecutor(self.workers, self._context, _initialise, (self._stop,))
+            return self._executor.submit(_execute_in_worker, job, self._make_policy, self._make_backend)
+
+    def _bury(self, running: dict[Future[RunResult], Job], on_done: OnDone) -> list[Job]:
+        lost = []
+        for future, job in running.items():
+            if future.exception() is None:
+                on_done(job, future.result())
+            else:
+                lost.append(job)
+        running.clear()
+        self.close()
+        return lost
+
+    def _abandon(self, running: dict[Future[RunResult], Job], on_done: OnDone) -> None:
+        """Stop what is running, but keep what was finished meanwhile; a second Ctrl-C kills."""
+        self._stop.set()
+        processes = list(getattr(self._executor, "_processes", None) or {})
+        try:
+            self.close()
+        except KeyboardInterrupt:
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+        for future, job in running.items():
+            with contextlib.suppress(Exception, CancelledError):
+                on_done(job, future.result(timeout=0))
+
+
+def _initialise(stop: _Flag) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _execute_in_worker(job: Job, make_policy: PolicyMaker, make_backend: BackendMaker) -> RunResult:
+    stop = _stop
+    if stop is None:
+        raise RuntimeError("this runs in a worker process only")
+    if stop.is_set():
+        raise Stopped("interrupted")
+    return execute(job, make_policy, make_backend, stop.is_set)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for child processes, unless the user has set them."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,135 @@
+"""Policies by name: ``least_loaded``, ``fixed:largest``, ``aragog:beam=8``, or ``package.module:Class`` for your own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import AragogError, SpecError, did_you_mean
+from .policy import Policy
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds `aragog_env`, `policies`, `baselines` and `workflows`."""
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """A registered policy: where its class is, and what it does in one line."""
+
+    entry_point: str
+    summary: str
+    variants: tuple[str, ...] = ()
+    """Spellings worth listing, e.g. ``fixed:largest``; empty when the bare name works."""
+
+
+_POLICIES: dict[str, PolicyEntry] = {
+    "random": PolicyEntry("baselines.rules:RandomPolicy", "oldest call, any allowed route"),
+    "round_robin": PolicyEntry("baselines.rules:RoundRobinPolicy", "oldest call, the next allowed route in turn"),
+    "least_loaded": PolicyEntry("baselines.rules:LeastLoadedPolicy", "oldest call, fewest requests on the route"),
+    "power_of_two": PolicyEntry("baselines.rules:PowerOfTwoPolicy", "oldest call, the less loaded of two random routes"),
+    "fixed": PolicyEntry(
+        "baselines.rules:FixedPolicy",
+        "one configuration for all: fixed:largest, fixed:smallest, fixed:MODEL, fixed:WORKFLOW=MODEL/MODEL/...",
+        ("fixed:smallest", "fixed:largest"),
+    ),
+    "earliest_finish": PolicyEntry(
+        "baselines.rules:EarliestFinishPolicy", "oldest call, the route predicted to end it first"
+    ),
+}
+
+
+def register_policy(name: str, entry_point: str, summary: str = "") -> None:
+    """Make the class at ``"module:Class"`` available as policy `name`."""
+    _POLICIES[name] = PolicyEntry(entry_point, summary)
+
+
+def policy_entries() -> dict[str, PolicyEntry]:
+    """Return all registered policies."""
+    return dict(_POLICIES)
+
+
+def policy_names() -> tuple[str, ...]:
+    """Return the names that can be used as they are."""
+    return tuple(name for key, entry in _POLICIES.items() for name in (entry.variants or (key,)))
+
+
+def make_policy(name: str) -> Policy:
+    """Make a policy from ``NAME[:ARGUMENTS]`` or ``module:Class[:ARGUMENTS]``.
+
+    Arguments are separated by commas: ``key=value`` or plain values, passed to the class; numbers and true/false are
+    converted.
+
+    Raises:
+        SpecError: no such policy, or the class does not take these arguments.
+    """
+    head, _, rest = name.partition(":")
+    if head in _POLICIES:
+        entry_point, arguments = _POLICIES[head].entry_point, rest
+    elif rest and "." in head or importlib.util.find_spec(head) is not None and rest:
+        cls, _, arguments = rest.partition(":")
+        entry_point = f"{head}:{cls}"
+    else:
+        hint = did_you_mean(name, {*policy_names(), *_POLICIES})
+        raise SpecError(f"unknown policy '{name}'.{hint}")
+    cls_object = _load(entry_point, name)
+    positional, keywords = _parse(arguments)
+    try:
+        policy = cls_object(*positional, **keywords)
+    except TypeError as error:
+        raise SpecError(f"policy '{name}': {error}") from error
+    if not isinstance(policy, Policy):
+        raise SpecError(f"policy '{name}': {entry_point} has no reset(scenario, seed) and act(view)")
+    return policy
+
+
+def _parse(arguments: str) -> tuple[list[object], dict[str, object]]:
+    positional: list[object] = []
+    keywords: dict[str, object] = {}
+    for item in filter(None, arguments.split(",")):
+        key, equals, value = item.partition("=")
+        if equals:
+            keywords[key.strip()] = _value(value)
+        else:
+            positional.append(_value(item))
+    return positional, keywords
+
+
+def _value(text: str) -> object:
+    """Convert ``3``, ``0.5``, ``true``; leave the rest as text."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _load(entry_point: str, name: str):  # type: ignore[no-untyped-def]
+    module_name, _, attribute = entry_point.partition(":")
+    package = module_name.partition(".")[0]
+    if package in ("policies", "baselines", "workflows"):
+        _check_ours(package)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise SpecError(f"policy '{name}': no module named '{error.name}'") from error
+    except AttributeError as error:
+        raise SpecError(f"policy '{name}': module '{module_name}' has no '{attribute}'") from error
+
+
+def _check_ours(package: str) -> None:
+    """Refuse another distribution's `policies` or `baselines`: these are common names."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise AragogError(
+            f"the folder '{package}' is not importable; install this project editable (pip install -e .) and run "
+            f"the aragog command or python -m from {ROOT}"
+        )
+    places = [Path(p).resolve() for p in found.submodule_search_locations or ()]
+    if places and (ROOT / package) not in places:
+        raise AragogError(
+            f"'{package}' resolves to {places[0]}, which belongs to another package, not to {ROOT / package}; "
+            "uninstall it or run from a clean environment"
+        )

@@ -1,0 +1,1 @@
+"""Static rules and learned baselines."""

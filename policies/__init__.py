@@ -1,0 +1,1 @@
+"""The reference policy and other published systems."""

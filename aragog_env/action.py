@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from .jit import njit, prange
 from numpy.typing import NDArray
 
 from .events import advance

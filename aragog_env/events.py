@@ -6,7 +6,7 @@ instant is seen by iterations that begin at that instant, which is why replicas 
 
 from __future__ import annotations
 
-from numba import njit
+from .jit import njit
 
 from .engine.replica import close_segment, plan
 from .engine.state import BOUNDARY, NEVER

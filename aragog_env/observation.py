@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict
 
 import gymnasium as gym
 import numpy as np
-from numba import njit
+from .jit import njit
 from numpy.typing import NDArray
 
 from .events import next_event_ps

@@ -1,7 +1,8 @@
 """Outcome tables: for each query and configuration, is the answer right; for each call, how many tokens.
 
-A table is the only thing the simulator knows about answers. Its file (npz, see `OutcomeTable.save`) is the same for
-tables measured on real models and for synthetic ones; `kind` says which it is, and results carry that label.
+A table is the only thing the simulator knows about answers. Its file (npz, see `OutcomeTable.save`) is the
+same for tables measured on real models and for synthetic ones; `kind` says which it is, and results carry
+that label.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ _ARRAYS: Final[dict[str, tuple[str, type[np.generic]]]] = {
 class OutcomeTable:
     """Outcomes of Q queries of one workflow: N nodes, M models, C = M**n_llm configurations.
 
-    A configuration's index is a mixed-radix number with one digit (model index) per LLM node in node order, the first
-    node most significant; C - 1 is the largest model everywhere. Policies may read `expected_output_tokens` only.
+    A configuration's index is a mixed-radix number with one digit (model index) per LLM node in node order,
+    the first node most significant; C - 1 is the largest model everywhere. Policies may read
+    `expected_output_tokens` only.
     """
 
     workflow: str
@@ -55,10 +57,16 @@ class OutcomeTable:
     """Names of the unrolled stages, in node order."""
     llm_nodes: tuple[int, ...]
     """Nodes that are LLM calls: the digits of a configuration, first most significant."""
-    p_correct: NDArray[np.float32]  # (Q, C) probability that the final answer is right; skipped calls do not matter
+    p_correct: NDArray[
+        np.float32
+    ]  # (Q, C) probability that the final answer is right; skipped calls do not matter
     output_tokens: NDArray[np.int32]  # (Q, N, M) at least 1; a tool's output in every column
-    own_prompt_tokens: NDArray[np.int32]  # (Q, N) template and query, without outputs of earlier stages; tools 0
-    skipped: NDArray[np.bool_]  # (Q, N, M) [..., m]: skipped when model m served `skip.on`; surplus copies: all m
+    own_prompt_tokens: NDArray[
+        np.int32
+    ]  # (Q, N) template and query, without outputs of earlier stages; tools 0
+    skipped: NDArray[
+        np.bool_
+    ]  # (Q, N, M) [..., m]: skipped when model m served `skip.on`; surplus copies: all m
     tool_s: NDArray[np.float32]  # (Q, N) seconds of tool stages, LLM stages 0
     query_tokens: NDArray[np.int32]  # (Q,)
     expected_output_tokens: NDArray[np.float32]  # (N, M) mean over queries as known in advance
@@ -121,7 +129,7 @@ class OutcomeTable:
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """Mean accuracy of each configuration over the data set, (C,)."""
-        return self.p_correct.mean(axis=0, dtype=np.float64)
+        return np.asarray(self.p_correct.mean(axis=0, dtype=np.float64))
 
     def uniform_configuration(self, model: int) -> int:
         """Return the configuration in which `model` serves every call."""
@@ -131,9 +139,9 @@ class OutcomeTable:
     def save(self, path: str | Path) -> None:
         """Write the table as npz, whole or not at all.
 
-        The file holds the arrays under their names, and one text `meta`, a JSON object with `schema`, `workflow`,
-        `kind`, `models`, `nodes`, `llm_nodes`, `query_ids`, `query_texts`, `source` and `notes`. Equal tables give
-        equal bytes. Nothing in it is pickled.
+        The file holds the arrays under their names, and one text `meta`, a JSON object with `schema`,
+        `workflow`, `kind`, `models`, `nodes`, `llm_nodes`, `query_ids`, `query_texts`, `source` and `notes`.
+        Equal tables give equal bytes. Nothing in it is pickled.
         """
         meta = {"schema": SCHEMA, **{name: getattr(self, name) for name in _META}}
         text = json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -157,8 +165,13 @@ class OutcomeTable:
         """
         where = str(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                content = {name: file[name] for name in file.files}
+            # opened here, since np.load leaves files it opened itself open when they are damaged
+            with Path(path).open("rb") as raw:
+                if not zipfile.is_zipfile(raw):
+                    raise zipfile.BadZipFile("no zip archive, or cut short")
+                raw.seek(0)
+                with np.load(raw, allow_pickle=False) as file:
+                    content = {name: file[name] for name in file.files}
         except FileNotFoundError as error:
             raise SpecError("there is no such outcome table", where=where) from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -173,7 +186,17 @@ class OutcomeTable:
             raise SpecError(error.message, where=where) from error
 
 
-_META: Final = ("workflow", "kind", "models", "nodes", "llm_nodes", "query_ids", "query_texts", "source", "notes")
+_META: Final = (
+    "workflow",
+    "kind",
+    "models",
+    "nodes",
+    "llm_nodes",
+    "query_ids",
+    "query_texts",
+    "source",
+    "notes",
+)
 
 
 def _parse_meta(text: str, where: str) -> dict[str, Any]:
@@ -182,7 +205,9 @@ def _parse_meta(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SpecError(f"the 'meta' entry is not JSON ({error})", where=where) from error
     if not isinstance(meta, dict) or meta.pop("schema", None) != SCHEMA:
-        raise SpecError(f"the table has another schema than {SCHEMA}; make it again with this version", where=where)
+        raise SpecError(
+            f"the table has another schema than {SCHEMA}; make it again with this version", where=where
+        )
     if set(meta) != set(_META):
         odd = sorted(set(meta) ^ set(_META))
         raise SpecError(f"the 'meta' entry has missing or unknown keys: {', '.join(odd)}", where=where)
@@ -201,7 +226,7 @@ def configuration_digits(models: int, n_llm: int) -> NDArray[np.int64]:
 def synthetic_table(
     workflow: WorkflowSpec, graph: WorkflowGraph, models: Sequence[ModelSpec], seed: int = 0
 ) -> OutcomeTable:
-    """Return the table that the generative model of `aragog_env.synthetic` draws for a workflow and models."""
+    """Return the table that the generative model of `aragog_env.synthetic` draws."""
     from .synthetic import draw_table
 
     return draw_table(workflow, graph, models, seed)

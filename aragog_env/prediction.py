@@ -6,10 +6,9 @@ model, never true values.
 
 from __future__ import annotations
 
-from numba import njit
+from .jit import njit
 
-from .engine.timing import decode_ps
-from .latency.compiled import chunk_ps
+from .engine.timing import decode_ps, prefill_ps
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -37,7 +36,7 @@ def predict_ps(tables, r, running, waiting, waiting_tokens, kv_tokens, prompt, o
     to_prefill = waiting_tokens + prompt
     rounds = to_prefill // budget
     prefill = float(rounds * tables.step_ps[row, budget] + tables.step_ps[row, to_prefill - rounds * budget])
-    prefill += chunk_ps(tables.chunk_new[row], tables.chunk_cached[row], tables.chunk_table_ps[row], prompt, 0)
+    prefill += prefill_ps(tables, row, prompt, 0)
     kv_at_half = min(kv_tokens + to_prefill + int(batch * output / 2), spec.blocks * 16)
     generating = output * decode_iteration_ps(tables, row, batch, kv_at_half)
     # Beyond the sequence slots or the KV cache, a call waits for its share of the running ones to leave.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from .jit import njit
 from numpy.typing import NDArray
 
 from .engine.kv import hash_segments

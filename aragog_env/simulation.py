@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import numpy as np
-from numba import njit
+from .jit import njit
 from numpy.typing import NDArray
 
 from .compiled_scenario import CompiledScenario

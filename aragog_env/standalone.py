@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from .jit import njit
 from numpy.typing import NDArray
 
 from .engine.state import EngineTables
-from .engine.timing import stretch_ps
-from .latency.compiled import chunk_ps
+from .engine.timing import prefill_ps, stretch_ps
 from .progress import WorkflowTables
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,9 +21,7 @@ def call_alone_ps(tables, r, prompt, output):
     done = 0
     while done < prompt:
         new = min(budget, prompt - done)
-        total += tables.step_ps[row, new] + chunk_ps(
-            tables.chunk_new[row], tables.chunk_cached[row], tables.chunk_table_ps[row], new, done
-        )
+        total += tables.step_ps[row, new] + prefill_ps(tables, row, new, done)
         if done > 0:
             total += tables.sample_ps[row, 0]
         done += new

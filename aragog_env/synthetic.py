@@ -1,16 +1,19 @@
 """A small generative model of outcome tables, for workflows nobody has measured with these models.
 
-One standard normal latent per query, configuration and attempt decides: the answer is right when it is positive.
+One standard normal latent per query, configuration and attempt decides: the answer is right when it is
+positive.
 
     skill(query, node, model) = level(model) + a * difficulty(query) + b * affinity(query, model)
                                 + c * knack(query, node, model)
 
-`a**2` is the correlation between different models on one query, `a**2 + b**2 + c**2` that of one model with itself; the
-rest is call noise. Skills of a configuration's calls are combined along the graph: each stage pulls the state that it
-gets from its parents towards its own skill, in proportion to its `quality_weight`, more strongly upwards (repair) than
-downwards. `level` is solved for such that one model in every stage has the accuracy that the workflow file states.
+`a**2` is the correlation between different models on one query, `a**2 + b**2 + c**2` that of one model with
+itself; the rest is call noise. Skills of a configuration's calls are combined along the graph: each stage
+pulls the state that it gets from its parents towards its own skill, in proportion to its `quality_weight`,
+more strongly upwards (repair) than downwards. `level` is solved for such that one model in every stage has
+the accuracy that the workflow file states.
 
-This is a first version with parameters read off published tables; `GeneratorParameters` is what a fit replaces.
+This is a first version with parameters read off published tables; `GeneratorParameters` is what a fit
+replaces.
 """
 
 from __future__ import annotations
@@ -39,18 +42,18 @@ class GeneratorParameters:
     """What the generator assumes about every workflow; the workflow file adds accuracies and lengths."""
 
     sibling_correlation: float = 0.64
-    """Between different models on one query. Tetrachoric: MATH .62, GSM8K .68, CRUXEval .73, MMLU-Pro .60, BFCL .75."""
+    """Between models on one query. Tetrachoric: MATH .62, GSM8K .68, CRUXEval .73, MMLU-Pro .60, BFCL .75."""
     repeat_correlation: float = 0.88
     """One model, the same query twice. Tetrachoric: MATH .83, CRUXEval .86-.91, GSM8K .92-.94."""
     stage_share: float = 0.4
-    """Share of the query-by-model variance that is specific to the stage (assumption; no public data mixes stages)."""
+    """Share of the query-by-model variance that is specific to the stage (assumption: nobody measured it)."""
     repair: float = 0.6
     """How much more a better later stage pulls up than a worse one pulls down (0: as much, 1: the most).
 
-    At 0.6 a second equal stage gains 1-2 points; self-repair in LiveCodeBench gains 0.5-8.4 (28 models)."""
+    At 0.6 a second equal stage gains 2 points; self-repair in LiveCodeBench gains 0.5-8.4 (28 models)."""
     length_difficulty: float = 0.6
-    """Minus the correlation of log length and latent: gives wrong answers 1.5-1.7 times as long at sigma 0.5-0.6
-    (MATH-L5 Qwen2.5-7B 825/497, 72B 634/379; CRUXEval Qwen2.5-7B 271/168)."""
+    """Minus the correlation of log length and latent: gives wrong answers 1.4-1.7 times as long at sigma
+    0.4-0.6 (MATH-L5 Qwen2.5-7B 825/497, 72B 634/379; CRUXEval Qwen2.5-7B 271/168)."""
     length_sharing: float = 0.5
     """Share of the common log-length variance that the stages of a query have in common (assumption)."""
     skip_difficulty: float = 0.5
@@ -66,8 +69,8 @@ def draw_table(
 ) -> OutcomeTable:
     """Draw the outcome table of a workflow; `seed` is part of the data set, not of an episode.
 
-    Every random number belongs to a name (of the workflow, a model, a node), so that a model has the same strengths in
-    every cluster it appears in.
+    Every random number belongs to a name (of the workflow, a model, a node), so that a model has the same
+    strengths in every cluster it appears in.
 
     Raises:
         SpecError: the workflow states no accuracies, or the table would be too large.
@@ -79,8 +82,8 @@ def draw_table(
         )
     if workflow.queries * len(models) ** graph.n_llm > MAX_CELLS:
         raise SpecError(
-            f"workflow '{workflow.name}' has {workflow.queries} queries x {len(models)}^{graph.n_llm} configurations, "
-            f"more than {MAX_CELLS:,}; use fewer models, or a smaller fan-out",
+            f"workflow '{workflow.name}' has {workflow.queries} queries x {len(models)}^{graph.n_llm} "
+            f"configurations, more than {MAX_CELLS:,}; use fewer models, or a smaller fan-out",
             where=workflow.locations.get(""),
         )
     draw = _Draw(workflow, graph, tuple(models), seed, parameters or GeneratorParameters())
@@ -98,7 +101,13 @@ class _Draw:
         seed: int,
         parameters: GeneratorParameters,
     ) -> None:
-        self.workflow, self.graph, self.models, self.seed, self.parameters = workflow, graph, models, seed, parameters
+        self.workflow, self.graph, self.models, self.seed, self.parameters = (
+            workflow,
+            graph,
+            models,
+            seed,
+            parameters,
+        )
         self.queries = workflow.queries
         self.a = np.sqrt(parameters.sibling_correlation) * workflow.difficulty_sigma
         own = parameters.repeat_correlation - parameters.sibling_correlation
@@ -128,7 +137,8 @@ class _Draw:
         if node.kind == "tool":
             return np.zeros((self.queries, len(self.models)))
         terms = [
-            self.b * self.normal("affinity", model.name) + self.c * self.normal("knack", model.name, node.name)
+            self.b * self.normal("affinity", model.name)
+            + self.c * self.normal("knack", model.name, node.name)
             for model in self.models
         ]
         return np.stack(terms, axis=1)
@@ -149,13 +159,15 @@ class _Draw:
         skipped = np.repeat(self.surplus[:, k, None], len(self.models), axis=1)
         if skip is not None:
             share = self.parameters.skip_difficulty
-            ease = normal_cdf(np.sqrt(share) * self.difficulty + np.sqrt(1 - share) * self.normal("skip", node.name))
+            ease = normal_cdf(
+                np.sqrt(share) * self.difficulty + np.sqrt(1 - share) * self.normal("skip", node.name)
+            )
             chance = [by_size(skip.probability_by_size_b, model.size_b) for model in self.models]
             skipped |= ease[:, None] > 1 - np.array(chance)
         return skipped
 
     def state(self, digits: NDArray[np.int64], level: Floats) -> Floats:
-        """Return the latent of the final answer, (Q, configurations), for each row of `digits` (one per LLM node)."""
+        """Return the latent of the final answer, (Q, C); `digits` (C, LLM nodes) says which models serve."""
         weights = _cumulative_weights(self.workflow, self.graph)
         states: list[Floats | None] = []  # None: nothing but tools so far
         for k, node in enumerate(self.graph.nodes):
@@ -163,7 +175,9 @@ class _Draw:
             if node.kind == "tool":
                 states.append(before)
                 continue
-            skill = (self.own[:, k, :] + level)[:, digits[:, node.llm_slot]] + self.a * self.difficulty[:, None]
+            skill = (self.own[:, k, :] + level)[:, digits[:, node.llm_slot]] + self.a * self.difficulty[
+                :, None
+            ]
             if before is None:
                 states.append(skill)
                 continue
@@ -172,7 +186,9 @@ class _Draw:
             step = skill - before
             after = before + weight * np.where(step > 0, 1 + tilt, 1 - tilt) * step
             states.append(np.where(self.skip_mask(k, node, digits), before, after))
-        final = self.combine(tuple(k for k, n in enumerate(self.graph.nodes) if not n.children), states, weights)
+        final = self.combine(
+            tuple(k for k, n in enumerate(self.graph.nodes) if not n.children), states, weights
+        )
         assert final is not None  # `unroll` refuses workflows without an LLM stage
         return final
 
@@ -182,11 +198,13 @@ class _Draw:
         return self.skipped[:, k, :][:, digits[:, self.graph.nodes[node.skip_on].llm_slot]]
 
     def combine(self, nodes: tuple[int, ...], states: list[Floats | None], weights: Floats) -> Floats | None:
-        """Return the weighted mean of the states of `nodes`; surplus copies have no say. None without any state."""
+        """Return the weighted mean of the states of `nodes`, surplus copies left out; None without any."""
         known = [(k, state) for k in nodes if (state := states[k]) is not None]
         if len(known) <= 1:
             return known[0][1] if known else None
-        share = np.stack([np.where(self.surplus[:, k], 0.0, max(weights[k], 1e-12)) for k, _ in known], axis=1)
+        share = np.stack(
+            [np.where(self.surplus[:, k], 0.0, max(weights[k], 1e-12)) for k, _ in known], axis=1
+        )
         share /= share.sum(axis=1, keepdims=True)
         total = share[:, :1] * known[0][1]
         for i, (_, state) in enumerate(known[1:], start=1):
@@ -199,10 +217,11 @@ class _Draw:
         digits = np.repeat(np.arange(m)[:, None], self.graph.n_llm, axis=1)
         base = self.state(digits, np.zeros(m))  # a common shift of all skills shifts the state by as much
         targets = [by_size(self.workflow.accuracy_by_size_b, model.size_b) for model in self.models]
-        return np.array([_solve_level(base[:, i] / self.noise, target) for i, target in enumerate(targets)]) * self.noise
+        levels = [_solve_level(base[:, i] / self.noise, target) for i, target in enumerate(targets)]
+        return np.array(levels) * float(self.noise)
 
     def output_tokens(self) -> NDArray[np.int32]:
-        """Return the output of every call, (Q, N, M): log-normal, longer where the model is likely to be wrong."""
+        """Return the output of every call, (Q, N, M): log-normal, longer where an error is likely."""
         drift = -self.parameters.length_difficulty
         rest = np.sqrt(1 - drift**2)
         sharing = self.parameters.length_sharing
@@ -212,7 +231,9 @@ class _Draw:
             stage = self.workflow.stages[node.stage]
             if stage.output is None:
                 length = stage.tool_output
-                tokens = np.ones(1) if length is None else self.lengths(length, "tool output", node.name)[:, None]
+                tokens = (
+                    np.ones(1) if length is None else self.lengths(length, "tool output", node.name)[:, None]
+                )
                 result[:, k, :] = np.maximum(tokens, 1)
                 continue
             mixed = np.sqrt(sharing) * of_query + np.sqrt(1 - sharing) * self.normal("length", node.name)
@@ -282,7 +303,7 @@ def _solve_level(base: Floats, target: float) -> float:
 
 
 def by_size(table: Mapping[float, float], size_b: float) -> float:
-    """Return the value for a model size: linear in log(size) between the entries, the nearest entry outside them."""
+    """Return the value for a model size: linear in log(size) between entries, the nearest outside them."""
     sizes = sorted(table)
     return float(np.interp(np.log(size_b), np.log(sizes), [table[size] for size in sizes]))
 
@@ -318,4 +339,4 @@ def normal_cdf(x: Floats) -> Floats:
     t = 1 / (1 + 0.2316419 * np.abs(x))
     poly = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
     tail = np.exp(-0.5 * x * x) * (poly / np.sqrt(2 * np.pi))
-    return np.where(x >= 0, 1 - tail, tail)
+    return np.asarray(np.where(x >= 0, 1 - tail, tail))

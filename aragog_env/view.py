@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
+from .jit import njit
 from numpy.typing import NDArray
 
 from .engine.state import EngineTables

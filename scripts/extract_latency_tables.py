@@ -3,12 +3,13 @@
     python -m scripts.extract_latency_tables            # all of them, about 2 minutes
     python -m scripts.extract_latency_tables --only qwen2.5-7b
 
-Needs the extra `tables` (PyPI `aiconfigurator-core` 0.12.0, Apache-2.0, kernel data included; see NOTICE). It is a build step:
-the package is never imported at run time. One npz per (model, GPU, tensor parallelism) goes to `aragog_env/latency/tables`,
-byte for byte the same on every run.
+Needs the extra `tables` (PyPI `aiconfigurator-core` 0.12.0, Apache-2.0, kernel data included; see NOTICE).
+It is a build step: the package is never imported at run time. One npz per (model, GPU, tensor parallelism)
+goes to `aragog_env/latency/tables`, byte for byte the same on every run.
 
-Only per-operation queries of pure prefill and pure decode steps are used. The package's own mixed-step estimate averages the
-attention of a chunk over its prefix (2048 new tokens on 14336 cached ones on an A100: 11.8 ms instead of 94.2 ms).
+Only per-operation queries of pure prefill and pure decode steps are used. The package's own mixed-step
+estimate averages the attention of a chunk over its prefix (2048 new tokens on 14336 cached ones on an A100:
+11.8 ms instead of 94.2 ms).
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class KernelData:
 class InterpolatedHeads:
     """Kernel data of a model whose KV heads per GPU were not measured: linear between the data for 4 and 8.
 
-    Decode attention reads one KV head per head and its weights grow with them, so both are linear to first order; the number
-    of query heads stays the model's own.
+    Decode attention reads one KV head per head and its weights grow with them, so both are linear to first
+    order; the number of query heads stays the model's own.
     """
 
     def __init__(self, model: ModelSpec, gpu: GpuSpec, tp: int) -> None:
@@ -149,7 +150,9 @@ def extract(data: KernelData | InterpolatedHeads, source: str) -> LatencyTable:
 
     def gemm_ms(tokens: int) -> float:
         operations = data.prefill(tokens, 0)
-        return sum(ms for n, ms in operations.items() if n not in ("context_attention", "context_logits_gemm"))
+        return sum(
+            ms for n, ms in operations.items() if n not in ("context_attention", "context_logits_gemm")
+        )
 
     return LatencyTable(
         tokens=_grid(TOKENS),
@@ -206,6 +209,9 @@ def extract_one(model: ModelSpec, gpu: GpuSpec, tp: int, out: Path) -> str:
     measured = max(1, model.kv_heads // tp) in MEASURED_KV_HEADS
     if not measured:
         source += f"; linear between {NEIGHBOURS[0]} and {NEIGHBOURS[1]} KV heads per GPU"
+    if tp > 2 and gpu.nvlink_gb_s < 100:
+        # Measured at 3 GB/s and below: that server had no peer-to-peer copies between its PCIe switches.
+        source += "; slow all-reduce over PCIe, as measured without peer-to-peer copies"
     try:
         data = KernelData(model, gpu, tp) if measured else InterpolatedHeads(model, gpu, tp)
         extract(data, source).save(out / name)
@@ -216,7 +222,9 @@ def extract_one(model: ModelSpec, gpu: GpuSpec, tp: int, out: Path) -> str:
 
 def main() -> None:
     """Write every table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="extract this model only")
     parser.add_argument("--out", type=Path, default=TABLES, help="folder of the npz files")
     options = parser.parse_args()

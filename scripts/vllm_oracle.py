@@ -2,11 +2,11 @@
 
     HF_HUB_OFFLINE=1 .venv-vllm/bin/python scripts/vllm_oracle.py <folder>
 
-Real: `Scheduler`/`AsyncScheduler`, `KVCacheManager`, `BlockPool`, `Request`, and the loop bodies `EngineCore.step` and
-`EngineCore.step_with_batch_queue` themselves. Faked: the model (a config only), the executor (answers with planned tokens
-and moves the clock), the KV memory (block counts only). Nothing of this project is imported: every ``*.in.npz`` in the
-folder holds one workload and the iteration times, and ``*.out.npz`` beside it receives what vLLM did
-(`scripts/compare_with_vllm.py` writes and reads them).
+Real: `Scheduler`/`AsyncScheduler`, `KVCacheManager`, `BlockPool`, `Request`, and the loop bodies
+`EngineCore.step` and `EngineCore.step_with_batch_queue` themselves. Faked: the model (a config only), the
+executor (answers with planned tokens and moves the clock), the KV memory (block counts only). Nothing of this
+project is imported: every ``*.in.npz`` in the folder holds one workload and the iteration times, and
+``*.out.npz`` beside it receives what vLLM did (`scripts/compare_with_vllm.py` writes and reads them).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_KVCACHE_SPACE="1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
-from vllm.sampling_params import SamplingParams  # noqa: E402
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash  # noqa: E402
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: E402
-from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
-from vllm.v1.engine.core import EngineCore  # noqa: E402
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
-from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
-from vllm.v1.request import Request  # noqa: E402
-from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
-from vllm.version import __version__ as vllm_version  # noqa: E402
+import numpy as np
+import torch
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.version import __version__ as vllm_version
 
 VOCABULARY = 128_000
 LLAMA_CONFIG = {
@@ -126,7 +126,7 @@ class Recorder:
 
 
 class FakeExecutor:
-    """Runs scheduled batches one after another on a virtual GPU: `execute_model` plans, a future's `result` waits."""
+    """Runs batches one after another on a virtual GPU: `execute_model` plans, a future's `result` waits."""
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
@@ -148,7 +148,7 @@ class FakeExecutor:
         return _Done(None)
 
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
-        """Return the answer of the batch just taken: a future, or the answer itself in the synchronous loop."""
+        """Return the answer of the batch just taken: a future, or the answer in the synchronous loop."""
         future, self.pending = self.pending, None
         return future if non_block else future.result()
 
@@ -203,15 +203,20 @@ class Oracle:
     def _engine_core(self, model_folder: str) -> EngineCore:
         limits = self.limits
         asynchronous = bool(limits["async_scheduling"])
-        cache = CacheConfig(block_size=limits["block_size"], enable_prefix_caching=limits["enable_prefix_caching"])
+        cache = CacheConfig(
+            block_size=limits["block_size"], enable_prefix_caching=limits["enable_prefix_caching"]
+        )
         cache.num_gpu_blocks = limits["num_gpu_blocks"]
         vllm_config = VllmConfig(
             model_config=ModelConfig(
-                model=model_folder, skip_tokenizer_init=True, max_model_len=limits["max_model_len"], dtype="bfloat16"
+                model=model_folder,
+                skip_tokenizer_init=True,
+                max_model_len=limits["max_model_len"],
+                dtype="bfloat16",
             ),
             scheduler_config=SchedulerConfig(
                 max_num_seqs=limits["max_num_seqs"],
-                # The constructor refuses budgets below the number of sequences; the scheduler itself does not care.
+                # The constructor refuses budgets below this; the scheduler itself does not care.
                 max_num_batched_tokens=max(limits["max_num_batched_tokens"], limits["max_num_seqs"]),
                 max_model_len=limits["max_model_len"],
                 is_encoder_decoder=False,
@@ -267,7 +272,8 @@ class Oracle:
         self.recorder.arrival[i] = arrival_ps
         hasher = get_request_block_hasher(self.limits["block_size"], cheap_hash)
         return Request(
-            request_id=f"{int(data['request_id'][i]):012d}",  # padded: vLLM breaks ties by comparing the strings
+            # Padded, because vLLM breaks ties of the priority queue by comparing the strings.
+            request_id=f"{int(data['request_id'][i]):012d}",
             prompt_token_ids=prompt,
             sampling_params=SamplingParams(max_tokens=int(data["output_tokens"][i]), ignore_eos=True),
             pooling_params=None,
@@ -300,7 +306,9 @@ class Oracle:
             else:
                 chunks.append((new, before))
             answers.append(
-                segment_tokens(int(self.data["output_content_id"][i]), outputs, outputs + 1) if samples else []
+                segment_tokens(int(self.data["output_content_id"][i]), outputs, outputs + 1)
+                if samples
+                else []
             )
             sampled += samples
             if rec.first_start[i] < 0:
@@ -351,7 +359,14 @@ class Oracle:
     def save(self, path: Path) -> None:
         """Write what happened."""
         rec = self.recorder
-        calls = [rec.arrival, rec.first_start, rec.first_token, rec.finish, rec.preemptions, rec.cached_tokens]
+        calls = [
+            rec.arrival,
+            rec.first_start,
+            rec.first_token,
+            rec.finish,
+            rec.preemptions,
+            rec.cached_tokens,
+        ]
         np.savez_compressed(
             path,
             request_id=self.data["request_id"],

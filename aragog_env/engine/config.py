@@ -1,4 +1,4 @@
-"""What an engine is (its limits) and what it is asked to do (requests), for the reference and the compiled engine alike."""
+"""What an engine is, what it is asked to do and what comes out: shared by both engines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class EngineConfig:
     """The limits of one vLLM server, under vLLM's own names (`config/scheduler.py`, `config/cache.py`).
 
     Raises:
-        SpecError: if a limit is not positive, or if one sequence of `max_model_len` tokens does not fit the KV cache
-            (such a server refuses to start, `v1/core/kv_cache_utils.py:_check_enough_kv_cache_memory`).
+        SpecError: if a limit is not positive, or if one sequence of `max_model_len` tokens does not fit the
+            KV cache (such a server refuses to start,
+            `v1/core/kv_cache_utils.py:_check_enough_kv_cache_memory`).
     """
 
     max_num_seqs: int = 256
@@ -53,8 +54,9 @@ class EngineConfig:
             )
         if self.usable_blocks < self.blocks_for(self.max_model_len):
             raise SpecError(
-                f"a sequence of max_model_len={self.max_model_len} tokens needs {self.blocks_for(self.max_model_len)} "
-                f"KV blocks but only {self.usable_blocks} are usable; lower max_model_len or raise num_gpu_blocks",
+                f"a sequence of max_model_len={self.max_model_len} tokens needs "
+                f"{self.blocks_for(self.max_model_len)} KV blocks but only {self.usable_blocks} are usable; "
+                "lower max_model_len or raise num_gpu_blocks",
                 where="engine",
             )
 
@@ -72,8 +74,8 @@ class EngineConfig:
 class EngineRequest:
     """One call to a server. Times are integer picoseconds; token contents are symbolic.
 
-    The prompt is a sequence of segments (content_id, length); token p of a segment is the pair (content_id, p), and equal
-    pairs are equal tokens. The output is one more segment, so a later prompt that contains
+    The prompt is a sequence of segments (content_id, length); token p of a segment is the pair (content_id,
+    p), and equal pairs are equal tokens. The output is one more segment, so a later prompt that contains
     ``(output_content_id, output_tokens)`` repeats it.
     """
 

@@ -7,7 +7,7 @@ doubly linked LRU *list* of cached ones is the same thing, without touching bloc
 
 from __future__ import annotations
 
-from numba import njit
+from ..jit import njit
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -174,15 +174,14 @@ def hash_segments(state, e, arena, ids, lengths, count):
     that, with the hash of all blocks before, is what vLLM's chain over token ids tells apart (`hash_block_tokens`).
     Returns the number of full blocks.
     """
-    parent = 0
+    parent = 1
     block_fill = 0
     blocks = 0
     for s in range(count):
         position = 0
         while position < lengths[s]:
             take = min(16 - block_fill, lengths[s] - position)
-            # A block that lies wholly inside a segment needs one mix; pieces are told apart by where they start.
-            parent = mix(parent ^ mix(ids[s], position), take)
+            parent = mix(mix(parent, ids[s]), position * 32 + take)
             block_fill += take
             position += take
             if block_fill == 16:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from ..jit import njit
 from numpy.typing import NDArray
 
 from ..latency.compiled import CompiledLatency

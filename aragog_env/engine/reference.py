@@ -1,38 +1,44 @@
-"""The reference engine: what one vLLM 0.32 server (V1 scheduler) does, one iteration at a time, written to be read.
+"""The reference engine: what one vLLM 0.32 server does, one iteration at a time, written to be read.
 
 It defines the truth for the compiled engine and is itself held to the real scheduler without tolerance
 (`python -m scripts.compare_with_vllm`). File names below are under ``vllm/v1``.
 
-**Scheduling an iteration** (`core/sched/scheduler.py:Scheduler.schedule`). There are no phases: every request has tokens
-to compute (prompt and outputs so far) and a count of those already computed. One token budget serves, in this order,
+**Scheduling an iteration** (`core/sched/scheduler.py:Scheduler.schedule`). There are no phases: every request
+has tokens to compute (prompt and outputs so far) and a count of those already computed. One token budget
+serves, in this order,
 
-1. the running list from its start: each request gets what it lacks, cut to the budget left, so an unfinished older prompt
-   precedes younger generating requests. If blocks are missing, victims are preempted until they suffice: the last of the
-   list (fcfs), or the first one in list order with the largest (priority, arrival). A victim that was already scheduled in
-   this iteration gives its tokens back to the budget, but its blocks stay known to the prefix cache. If the request itself
-   is the victim, the walk ends there.
-2. the waiting queue, unless somebody was preempted in this iteration, while the list is shorter than `max_num_seqs`. The
-   first request that does not fit ends admission. It fits if the blocks of its *whole* present sequence, minus cache hits,
-   plus those hits that nobody uses at the moment (they leave the free list), are free; only its first chunk is allocated.
+1. the running list from its start: each request gets what it lacks, cut to the budget left, so an unfinished
+   older prompt precedes younger generating requests. If blocks are missing, victims are preempted until they
+   suffice: the last of the list (fcfs), or the first one in list order with the largest (priority, arrival).
+   A victim that was already scheduled in this iteration gives its tokens back to the budget, but its blocks
+   stay known to the prefix cache. If the request itself is the victim, the walk ends there.
+2. the waiting queue, unless somebody was preempted in this iteration, while the list is shorter than
+   `max_num_seqs`. The first request that does not fit ends admission. It fits if the blocks of its *whole*
+   present sequence, minus cache hits, plus those hits that nobody uses at the moment (they leave the free
+   list), are free; only its first chunk is allocated.
 
-**Prefix cache.** A hit covers at most all tokens but the last, in whole blocks. Full blocks become hittable when they are
-scheduled, so a later admission of the same iteration can hit them. Tokens whose value is not known yet do not count.
+**Prefix cache.** A hit covers at most all tokens but the last, in whole blocks. Full blocks become hittable
+when they are scheduled, so a later admission of the same iteration can hit them. Tokens whose value is not
+known yet do not count.
 
-**Preemption** (`_preempt_request`). All blocks are freed, the generated tokens are kept, everything is computed again. The
-victim goes to the front of the queue (fcfs), or back into the heap ordered by (priority, arrival, id).
+**Preemption** (`_preempt_request`). All blocks are freed, the generated tokens are kept, everything is
+computed again. The victim goes to the front of the queue (fcfs), or back into the heap ordered by (priority,
+arrival, id).
 
-**The end of an iteration** (`update_from_output`). In the order of scheduling, every request that caught up gets a token;
-a request with its last token frees its blocks at once and leaves the list. The last token is never computed.
+**The end of an iteration** (`update_from_output`). In the order of scheduling, every request that caught up
+gets a token; a request with its last token frees its blocks at once and leaves the list. The last token is
+never computed.
 
-**Asynchronous scheduling** (`core/sched/async_scheduler.py`, `engine/core.py:step_with_batch_queue`). Up to two iterations
-are in flight: at the end of iteration k, with k + 1 already decided and starting, k + 2 is decided. It sees the outputs of
-k but not of k + 1: a token in flight is a *placeholder*, a request whose last token is in flight still occupies its place
-in the list and its blocks, is not scheduled again, and may even be preempted (its token arrives nevertheless). From idle,
-two iterations are decided at once. If nothing can be scheduled while one iteration is in flight, the engine waits for its
-end. With one iteration in flight at most, the very same code is synchronous scheduling.
+**Asynchronous scheduling** (`core/sched/async_scheduler.py`, `engine/core.py:step_with_batch_queue`). Up to
+two iterations are in flight: at the end of iteration k, with k + 1 already decided and starting, k + 2 is
+decided. It sees the outputs of k but not of k + 1: a token in flight is a *placeholder*, a request whose last
+token is in flight still occupies its place in the list and its blocks, is not scheduled again, and may even
+be preempted (its token arrives nevertheless). From idle, two iterations are decided at once. If nothing can
+be scheduled while one iteration is in flight, the engine waits for its end. With one iteration in flight at
+most, the very same code is synchronous scheduling.
 
-**An empty schedule** that preempted somebody (priority policy: the first of the list is its own victim) is followed by
-another one at the same instant, unless an iteration is in flight.
+**An empty schedule** that preempted somebody (priority policy: the first of the list is its own victim) is
+followed by another one at the same instant, unless an iteration is in flight.
 """
 
 from __future__ import annotations
@@ -103,14 +109,15 @@ class _Plan:
 class _InFlight:
     iteration: Iteration
     entries: list[tuple[_Call, int]]
-    """Every scheduled call with its number of preemptions at that time: a larger one later means its output is stale."""
+    """Every scheduled call with its preemptions so far: if it has more later, its output is stale."""
 
 
 class ReferenceEngine:
     """One vLLM server on a virtual clock.
 
-    The caller owns the clock. At an instant it first ends every iteration that is due (`finish_iteration` while
-    `next_end_ps` has come), then adds arrivals, then calls `fill`. Between two such instants the engine does nothing.
+    The caller owns the clock. At an instant it first ends every iteration that is due (`finish_iteration`
+    while `next_end_ps` has come), then adds arrivals, then calls `fill`. Between two such instants the engine
+    does nothing.
     """
 
     def __init__(self, config: EngineConfig, latency: CompiledLatency) -> None:
@@ -126,8 +133,6 @@ class ReferenceEngine:
         self._depth = 2 if config.async_scheduling else 1
         self._stalled = False
         self._preempted: list[int] = []
-
-    # -- inspection -----------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -169,8 +174,6 @@ class ReferenceEngine:
         for call in self._waiting:
             assert not call.blocks and not call.computed and not call.placeholders
 
-    # -- driving --------------------------------------------------------------------------------------------------
-
     def add(self, request: EngineRequest) -> None:
         """Submit a request that has arrived."""
         request.check(self.config)
@@ -189,7 +192,7 @@ class ReferenceEngine:
         return begun
 
     def step(self, now_ps: int) -> Iteration | None:
-        """Schedule one iteration at `now_ps`; it starts now or when the one in flight ends. None if there is none."""
+        """Schedule one iteration at `now_ps`, if possible; it starts now or when the one in flight ends."""
         while not self.blocked:
             plan = _Plan(budget=self.config.max_num_batched_tokens)
             self._schedule_running(plan)
@@ -224,8 +227,6 @@ class ReferenceEngine:
             if call.generated == call.request.output_tokens:
                 finished.append(self._retire(call, end_ps))
         return tuple(finished)
-
-    # -- scheduling -----------------------------------------------------------------------------------------------
 
     def _schedule_running(self, plan: _Plan) -> None:
         index = 0
@@ -371,7 +372,8 @@ def run_reference(
 ) -> EngineRun:
     """Serve `requests` on one engine until all are done.
 
-    An arrival is visible at an iteration boundary of the same instant; an idle engine jumps to the next arrival.
+    An arrival is visible at an iteration boundary of the same instant; an idle engine jumps to the next
+    arrival.
 
     Args:
         config: the engine's limits.

@@ -1,15 +1,16 @@
 """The KV block pool of the reference engine: allocation, reference counts, prefix cache, LRU eviction.
 
-It mirrors vLLM 0.32 for a model with one full-attention KV group (`v1/core/block_pool.py`, `kv_cache_manager.py`,
-`single_type_kv_cache_manager.py:FullAttentionManager`, `kv_cache_utils.py:FreeKVCacheBlockQueue`):
+It mirrors vLLM 0.32 for a model with one full-attention KV group (`v1/core/block_pool.py`,
+`kv_cache_manager.py`, `single_type_kv_cache_manager.py:FullAttentionManager`,
+`kv_cache_utils.py:FreeKVCacheBlockQueue`):
 
 * One ordered free list. Allocation pops its head and drops the popped block's content from the cache.
-* A request gives its blocks back in reverse order, so that the tail of a chain is evicted before its head. Blocks with
-  content go to the tail of the list (evicted last), the others to its front (reused first). A block that other requests
-  still use stays out of the list.
+* A request gives its blocks back in reverse order, so that the tail of a chain is evicted before its head.
+  Blocks with content go to the tail of the list (evicted last), the others to its front (reused first). A
+  block that other requests still use stays out of the list.
 * A free block keeps its content until it is popped; a hit takes it out of the list again.
-* Content is named by a chain hash over (parent, 16 tokens); only full blocks have one. Equal content computed twice is
-  registered twice and a hit takes the older block (`BlockHashToBlockMap`).
+* Content is named by a chain hash over (parent, 16 tokens); only full blocks have one. Equal content computed
+  twice is registered twice and a hit takes the older block (`BlockHashToBlockMap`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BlockKey = int
 
 
 class ContentNames:
-    """Gives every distinct chain of blocks a number, as vLLM's chain hash does (`kv_utils:hash_block_tokens`)."""
+    """Numbers every distinct chain of blocks, as vLLM's chain hash does (`kv_utils:hash_block_tokens`)."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -57,7 +58,7 @@ class BlockPool:
         self.caching = config.enable_prefix_caching
         self._references = [0] * config.num_gpu_blocks
         self._content: list[BlockKey | None] = [None] * config.num_gpu_blocks
-        # Insertion-ordered and with removal from the middle, like vLLM's linked list; block 0 is the null block.
+        # Ordered, with removal from the middle, like vLLM's linked list; block 0 is the null block.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, config.num_gpu_blocks))
         self._cached: dict[BlockKey, list[int]] = {}
 
@@ -88,7 +89,7 @@ class BlockPool:
             self._references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks from the head of the free list; their old content is gone (`get_new_blocks`)."""
+        """Take blocks from the head of the free list; their old content is gone (`get_new_blocks`)."""
         taken = []
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
@@ -104,7 +105,7 @@ class BlockPool:
         self._cached.setdefault(key, []).append(block)
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Give a request's blocks back, in the order in which the request got them (`single:free`, `free_blocks`)."""
+        """Give back a request's blocks, listed as the request got them (`single:free`, `free_blocks`)."""
         plain, cached = [], []
         for block in reversed(blocks):
             self._references[block] -= 1

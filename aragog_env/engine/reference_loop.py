@@ -1,4 +1,4 @@
-"""When the requests of a workload are submitted: at their own time, or a think time after another one finished."""
+"""When requests are submitted: at their own time, or a think time after another one finished."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .config import CallTimes, EngineRequest
 
 
 class OpenLoop:
-    """Hands out a workload's requests when they are due; successors become due after their predecessor's finish."""
+    """Hands out requests when they are due; followers become due after their predecessor's finish."""
 
     def __init__(self, requests: Iterable[EngineRequest]) -> None:
         self._due: list[tuple[int, int, EngineRequest]] = []

@@ -7,7 +7,7 @@ under way. So a replica is touched once per segment however many iterations that
 
 from __future__ import annotations
 
-from numba import njit
+from ..jit import njit
 
 from .scheduler import free_blocks, plan_iteration, take_blocks
 from .queue import enqueue
@@ -64,6 +64,23 @@ def _affordable_steps(replica, steps):
 
 
 @njit(cache=True)
+def _steps_before_hit(state, e, r, replica, steps):
+    """Return how many of `steps` decode-only iterations pass before one registers the block the waiting head misses.
+
+    Then its prefix hit grows and it might fit. Only requests with equal contents can do that to each other.
+    """
+    keys = state.arena_hash[e]
+    for i in range(replica.running):
+        arena = state.call[e, state.run_call[e, r, i]].arena
+        computed = state.run_offset[e, r, i] + replica.step
+        for k in range(computed >> 4, (computed + steps) >> 4):
+            if keys[arena + k] == replica.missing:
+                steps = min(steps, 16 * (k + 1) - 1 - computed)
+                break
+    return steps
+
+
+@njit(cache=True)
 def plan(state, e, r, tables, now):
     """Begin the replica's next segment at `now`, or leave it idle."""
     spec, replica = tables.spec[r], state.replica[e, r]
@@ -71,6 +88,8 @@ def plan(state, e, r, tables, now):
     may_admit = replica.waiting > 0 and replica.running < spec.max_seqs and replica.blocked == 0
     if replica.running > 0 and replica.prefills == 0 and not may_admit and replica.running <= spec.budget:
         steps = _affordable_steps(replica, replica.next_finish - replica.step)
+        if replica.blocked != 0 and spec.prefix != 0 and replica.missing != 0:
+            steps = _steps_before_hit(state, e, r, replica, steps)
         if steps > 0:
             kv_tokens = replica.offset_sum + replica.running * (replica.step + 1)
             replica.planned = steps

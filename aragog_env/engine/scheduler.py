@@ -8,13 +8,12 @@ replica's `step` reaches `run_finish`, and until then nothing about it has to be
 
 from __future__ import annotations
 
-from numba import njit
+from ..jit import njit
 
-from ..latency.compiled import chunk_ps
 from .kv import extend_table, longest_hit, release_table, touch_hits
 from .queue import enqueue, pop_head
 from .state import NOT_DECODING
-from .timing import decode_ps
+from .timing import decode_ps, prefill_ps
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -133,6 +132,9 @@ def admit_head(state, e, r, spec, replica, now, budget):
         hits, free_hits = longest_hit(state, e, spec, call[c].arena, tokens)
     if ((tokens + 15) >> 4) - hits + free_hits > replica.free:
         replica.blocked = 1
+        replica.missing = 0
+        if spec.prefix != 0 and hits < (tokens - 1) >> 4:
+            replica.missing = state.arena_hash[e, call[c].arena + hits]
         return 0
     pop_head(state, e, replica)
     if hits > 0:
@@ -151,6 +153,24 @@ def admit_head(state, e, r, spec, replica, now, budget):
     replica.running += 1
     replica.prefills += 1
     return new
+
+
+@njit(cache=True)
+def _forget_sums(replica):
+    """Empty the sums over decoding requests."""
+    replica.offset_sum = 0
+    replica.next_finish = NOT_DECODING
+    for k in range(16):
+        replica.residue[k] = 0
+
+
+@njit(cache=True)
+def _count_decoding(replica, offset, finish):
+    """Add a request to the sums over decoding requests."""
+    if finish != NOT_DECODING:
+        replica.offset_sum += offset
+        replica.residue[offset & 15] += 1
+        replica.next_finish = min(replica.next_finish, finish)
 
 
 @njit(cache=True)
@@ -182,9 +202,7 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
                 kv_tokens += total
             else:
                 tokens += new
-                chunks += chunk_ps(
-                    tables.chunk_new[row], tables.chunk_cached[row], tables.chunk_table_ps[row], new, computed
-                )
+                chunks += prefill_ps(tables, row, new, computed)
             offset += new - 1
             if computed + new == total:
                 sampled += 1
@@ -192,11 +210,7 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
                 state.run_finish[e, r, i] = replica.step + state.call[e, c].output - state.call[e, c].generated
                 replica.prefills -= 1
         state.run_offset[e, r, i] = offset
-        finish = state.run_finish[e, r, i]
-        if finish != NOT_DECODING:
-            replica.offset_sum += offset
-            replica.residue[offset & 15] += 1
-            replica.next_finish = min(replica.next_finish, finish)
+        _count_decoding(replica, offset, state.run_finish[e, r, i])
     return tokens, sampled, decodes, kv_tokens, chunks
 
 
@@ -223,6 +237,7 @@ def plan_iteration(state, e, r, tables, now):
     budget = spec.budget
     old = replica.running
     preempted = False
+    replica.blocked = 0
     uniform = replica.prefills == 0 and old <= budget and _decode_blocks(state, e, r, spec, replica)
     if uniform:
         budget -= old
@@ -235,6 +250,10 @@ def plan_iteration(state, e, r, tables, now):
                 break
             budget -= new
     if budget == spec.budget:
+        if preempted:
+            _forget_sums(replica)
+            for i in range(replica.running):
+                _count_decoding(replica, state.run_offset[e, r, i], state.run_finish[e, r, i])
         return 0
     replica.step += 1
     replica.iterations += 1
@@ -243,10 +262,7 @@ def plan_iteration(state, e, r, tables, now):
         begin = old
     else:
         decoding = kv_decoding = begin = 0
-        replica.offset_sum = 0
-        replica.next_finish = NOT_DECODING
-        for k in range(16):
-            replica.residue[k] = 0
+        _forget_sums(replica)
     tokens, sampled, decodes, kv_tokens, chunks = _commit_running(state, e, r, spec, tables, replica, begin)
     decodes += decoding
     sampled += decoding

@@ -10,7 +10,7 @@ Prefill/decode roles, links and replicas that come and go have their fields in `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ REPLICA = np.dtype(
         ("busy_ps", "i8"),
         ("iterations", "i8"),
         ("waiting_tokens", "i8"),  # tokens to prefill of all waiting calls
+        ("missing", "i8"),  # while blocked: hash of the first block of the waiting head that is not cached, 0 none
         ("step", "i4"),  # iterations begun
         ("planned", "i4"),  # iterations in the current stretch
         ("next_finish", "i4"),  # smallest run_finish
@@ -69,7 +70,7 @@ REPLICA = np.dtype(
         ("lru_head", "i4"),
         ("lru_tail", "i4"),
         ("preemptions", "i4"),
-        ("blocked", "i4"),  # the first waiting call does not fit and nothing was freed since
+        ("blocked", "i4"),  # the first waiting call did not fit in the last iteration, and nothing was freed since
         ("up", "i4"),
         ("mode", "i4"),
         ("residue", "i4", (BLOCK_TOKENS,)),  # decoding requests by run_offset modulo 16
@@ -120,6 +121,7 @@ class EngineTables(NamedTuple):
     decode_base_ps: NDArray[np.int64]  # (L, B + 1, X)
     decode_slope_ps: NDArray[np.int64]  # (L, B + 1, X)
     decode_context: NDArray[np.int64]  # (L, X)
+    chunk_sizes: NDArray[np.int64]  # (L, 2) valid entries of the two grids below
     chunk_new: NDArray[np.int64]  # (L, N)
     chunk_cached: NDArray[np.int64]  # (L, C)
     chunk_table_ps: NDArray[np.float64]  # (L, N, C)
@@ -142,10 +144,10 @@ class EngineState(NamedTuple):
     arena_block: NDArray[np.int32]  # (E, A) block that holds it
 
 
-def _stack(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Stack arrays of unequal lengths along axis 0 by repeating the last entry of the shorter ones."""
-    longest = max(a.shape[0] for a in arrays)
-    return np.stack([np.pad(a, [(0, longest - a.shape[0])] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in arrays])
+def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack arrays of unequal shapes along a new first axis, repeating the last entries of the smaller ones."""
+    shape = np.max([a.shape for a in arrays], axis=0)
+    return np.stack([np.pad(a, [(0, n - k) for n, k in zip(shape, a.shape, strict=True)], mode="edge") for a in arrays])
 
 
 def build_tables(
@@ -183,7 +185,9 @@ def build_tables(
         if config.enable_prefix_caching:
             block_base += blocks
             bucket_base += buckets
-    return EngineTables(spec, *(_stack([getattr(row, name) for row in rows]) for name in CompiledLatency._fields))
+    stacked = {name: _stack([getattr(row, name) for row in rows]) for name in CompiledLatency._fields}
+    sizes = np.array([row.chunk_table_ps.shape for row in rows], np.int64)
+    return EngineTables(spec=spec, chunk_sizes=sizes, **stacked)
 
 
 def allocate(tables: EngineTables, environments: int, calls: int, arena: int) -> EngineState:

@@ -7,9 +7,9 @@ picoseconds its sum is exact, hence equal to adding the iterations one by one.
 
 from __future__ import annotations
 
-from numba import njit
+from ..jit import njit
 
-from ..latency.compiled import decode_segment
+from ..latency.compiled import chunk_ps, decode_segment
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -20,6 +20,15 @@ def decode_ps(tables, row, decodes, kv_tokens):
     segment = decode_segment(tables.decode_context[row], decodes, kv_tokens)
     return (
         tables.decode_base_ps[row, decodes, segment] + tables.decode_slope_ps[row, decodes, segment] * kv_tokens
+    )
+
+
+@njit(cache=True)
+def prefill_ps(tables, row, new, cached):
+    """Return the attention time of a prefill chunk of `new` tokens on `cached` earlier ones."""
+    rows, columns = tables.chunk_sizes[row, 0], tables.chunk_sizes[row, 1]
+    return chunk_ps(
+        tables.chunk_new[row, :rows], tables.chunk_cached[row, :columns], tables.chunk_table_ps[row], new, cached
     )
 
 

@@ -1,9 +1,9 @@
-"""Seeded engine-level workloads: the six of the comparison with real vLLM, random small ones, and a latency to run them on.
+"""Seeded engine-level workloads: the six of the comparison with real vLLM, and random small ones.
 
-They test the scheduler, so what matters is that every rule of it is exercised, not that the traffic is fresh from a trace.
-Chat lengths are log-normal with the mean and deviation of the logarithms of the public Azure LLM inference trace 2023,
-conversation (19,366 requests; CC-BY, github.com/Azure/AzurePublicDataset); agentic lengths follow reference measurements
-of tool results (median 330 tokens) and turns (median 121 tokens).
+They test the scheduler, so what matters is that every rule of it is exercised, not that the traffic is fresh
+from a trace. Chat lengths are log-normal with the mean and deviation of the logarithms of the public Azure
+LLM inference trace 2023, conversation (19,366 requests; CC-BY, github.com/Azure/AzurePublicDataset); agentic
+lengths follow reference measurements of tool results (median 330 tokens) and turns (median 121 tokens).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def pressure(seed: int = 0, count: int = 900) -> EngineWorkload:
 
 
 def agentic(seed: int = 0, sessions: int = 60, turns: int = 8) -> EngineWorkload:
-    """Sessions of several turns; each prompt is the previous one, its output and a tool result. The cache overflows."""
+    """Sessions of turns: each prompt is the previous one, its output, a tool result. The cache overflows."""
     rng = np.random.default_rng([seed, 3])
     config = EngineConfig(
         max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=9000
@@ -146,8 +146,8 @@ def agentic(seed: int = 0, sessions: int = 60, turns: int = 8) -> EngineWorkload
 def shared_prefix(seed: int = 0, count: int = 500) -> EngineWorkload:
     """Bursts of simultaneous requests that share prefixes, whole prompts and even outputs.
 
-    Equal prompts whose length is a multiple of 16 recompute their last block side by side, and equal outputs (greedy
-    decoding) fill blocks side by side: equal content in several blocks.
+    Equal prompts whose length is a multiple of 16 recompute their last block side by side, and equal outputs
+    (greedy decoding) fill blocks side by side: equal content in several blocks.
     """
     rng = np.random.default_rng([seed, 4])
     config = EngineConfig(
@@ -165,6 +165,7 @@ def shared_prefix(seed: int = 0, count: int = 500) -> EngineWorkload:
             i = len(requests)
             output = int(rng.integers(1, 120))
             kind = rng.integers(4)
+            prompt: tuple[tuple[int, int], ...]
             if kind == 0:  # the very same prompt, and the same output as far as it goes
                 prompt, output_id = (prefix,), 1000 + prefix[0]
             elif kind == 1:  # a question drawn from few, outputs of their own
@@ -199,7 +200,7 @@ def priority(seed: int = 0, count: int = 500) -> EngineWorkload:
 
 
 def mixed_lengths(seed: int = 0, count: int = 400) -> EngineWorkload:
-    """Prompts of a few tokens among prompts of up to 30,000, few places in the running list, outputs from one token."""
+    """Prompts of a few tokens among prompts of up to 30,000, few places to run, outputs from one token."""
     rng = np.random.default_rng([seed, 6])
     config = EngineConfig(
         max_num_seqs=16, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=4200
@@ -216,13 +217,13 @@ def mixed_lengths(seed: int = 0, count: int = 400) -> EngineWorkload:
 
 
 def random_small(seed: int) -> EngineWorkload:
-    """A tiny random engine, starved in one way or another, and random requests: for comparisons by the thousand."""
+    """A tiny random engine, starved in some way, and random requests: for comparisons by the thousand."""
     rng = np.random.default_rng([seed, 7])
     max_model_len = int(rng.integers(40, 200))
     needed = -(-max_model_len // 16)
     config = EngineConfig(
         max_num_seqs=int(rng.choice([1, 2, 3, 8, 32])),
-        max_num_batched_tokens=int(rng.choice([7, 16, 33, 64, 256])),
+        max_num_batched_tokens=int(rng.choice([3, 7, 16, 33, 64, 256])),
         max_model_len=max_model_len,
         num_gpu_blocks=1 + needed + int(rng.choice([0, 1, 3, needed, 4 * needed])),
         enable_prefix_caching=bool(rng.random() < 0.7),

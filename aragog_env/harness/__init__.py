@@ -1,0 +1,1 @@
+"""Running policies, measuring them, and reporting: everything above the backends and below the command line."""

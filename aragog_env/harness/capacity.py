@@ -1,9 +1,9 @@
 """Rate sweeps: throughput-latency curve, throughput ceiling, and capacity under an SLO, per policy.
 
-* *Ceiling*: the highest throughput over the sweep, which includes rates far beyond what can be served (Aragog's serving
-  capacity, a completion rate without a latency limit).
-* *Capacity*: the largest arrival rate at which P95 of the JCT is within the SLO (at least 95% of the requests meet theirs)
-  and the backlog does not grow. Found by bisection.
+* *Ceiling*: the highest throughput over the sweep, which includes rates far beyond what can be served
+  (Aragog's serving capacity, a completion rate without a latency limit).
+* *Capacity*: the largest arrival rate at which P95 of the JCT is within the SLO (at least 95% of the
+  requests meet theirs) and the backlog does not grow. Found by bisection.
 
 All policies advance round by round, so that the processes stay busy although each search is sequential.
 """
@@ -22,8 +22,9 @@ import numpy as np
 from ..errors import SpecError
 from ..specs.override import override
 from ..specs.scenario import Scenario
+from .defaults import CAPACITY_SEEDS, DEFAULT_POLICIES
 from .episodes import write_atomically
-from .evaluate import DEFAULT_POLICIES, Policies, check_policies, default_folder, load_scenarios, policy_maker, run_jobs
+from .evaluate import Policies, check_policies, default_folder, load_scenarios, policy_maker, run_jobs
 from .jobs import BackendMaker, Job, simulated
 from .pool import Pool, usable_cores
 from .progress import Progress, Silent
@@ -79,7 +80,9 @@ class Point:
     @property
     def saturated(self) -> bool:
         """Whether the rate is far beyond what can be served."""
-        return self.mean("backlog_growth") > _SATURATED_GROWTH or self.mean("unfinished") > 0.5 * self.mean("requests")
+        return self.mean("backlog_growth") > _SATURATED_GROWTH or self.mean("unfinished") > 0.5 * self.mean(
+            "requests"
+        )
 
     @property
     def sustained(self) -> bool:
@@ -123,7 +126,7 @@ def search(policy: str, first_rate_rps: float, settings: SweepSettings) -> Searc
 def capacity(
     policies: Policies = DEFAULT_POLICIES,
     scenario: str | Scenario = "default",
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] = CAPACITY_SEEDS,
     *,
     settings: SweepSettings | None = None,
     out: str | Path | None = None,
@@ -137,7 +140,7 @@ def capacity(
 
     The arguments are those of `evaluate`. A resumed sweep repeats the same search and finds its runs on disk.
     """
-    (base,) = load_scenarios(scenario)
+    (base,) = load_scenarios(scenario, check=make_backend is simulated)
     if base.workload.arrivals.kind == "closed":
         raise SpecError("a closed loop has no arrival rate to sweep; use open arrivals, or 'aragog evaluate'")
     names = check_policies(policies)
@@ -147,11 +150,16 @@ def capacity(
     first = base.workload.arrivals.rate_rps or 1.0
     recorded = {"policies": names, "seeds": seed_list, "sweep": asdict(settings)}
     progress = progress or Silent()
-    with open_for_writing(folder, [base], kind="capacity", resume=resume, command=command, settings=recorded) as results:
+    with open_for_writing(
+        folder, [base], kind="capacity", resume=resume, command=command, settings=recorded
+    ) as results:
         searches = {name: search(name, first, settings) for name in names}
         with Pool(workers or usable_cores(), policy_maker(policies), make_backend) as pool:
             try:
                 found = _advance(searches, base, seed_list, results, pool, progress)
+            except SpecError:
+                results.discard_if_empty()
+                raise
             finally:
                 progress.end()
         data = {"seeds": len(seed_list), "policies": [asdict(found[name]) for name in names]}
@@ -188,7 +196,12 @@ def round_rate(rate_rps: float) -> float:
 
 
 def _advance(
-    searches: dict[str, Search], base: Scenario, seeds: list[int], results: Results, pool: Pool, progress: Progress
+    searches: dict[str, Search],
+    base: Scenario,
+    seeds: list[int],
+    results: Results,
+    pool: Pool,
+    progress: Progress,
 ) -> dict[str, PolicyCapacity]:
     """Run all searches, round by round, to their ends."""
     found: dict[str, PolicyCapacity] = {}
@@ -218,7 +231,12 @@ def _advance(
 
 
 def _collect(
-    results: Results, base: Scenario, policy: str, rates: list[float], seeds: list[int], into: dict[float, Point]
+    results: Results,
+    base: Scenario,
+    policy: str,
+    rates: list[float],
+    seeds: list[int],
+    into: dict[float, Point],
 ) -> str | None:
     """Put the runs of a round into points; return the error of a policy that failed."""
     for rate in rates:
@@ -248,5 +266,3 @@ def _bracket(points: Mapping[float, Point]) -> tuple[float, float]:
 
 def _nan(value: Any) -> Any:
     return float("nan") if value is None else value
-
-

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +23,10 @@ _WALL_CLOCK: Final = frozenset({"decision_s"})
 def save_episode(log: EpisodeLog, path: Path) -> None:
     """Write `log` to `path`; a reader sees the whole file or none."""
     meta = {f.name: getattr(log, f.name) for f in dataclasses.fields(log) if f.name not in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.asarray(getattr(log, name)) for name in _ARRAYS}
+    arrays["meta"] = np.frombuffer(json.dumps(meta, default=_jsonable).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        meta=np.frombuffer(json.dumps(meta, default=_jsonable).encode(), dtype=np.uint8),
-        **{name: np.asarray(getattr(log, name)) for name in _ARRAYS},
-    )
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
@@ -38,10 +37,10 @@ def load_episode(path: Path) -> EpisodeLog:
         SpecError: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes())
             arrays = {name: data[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise SpecError(f"cannot read this episode log ({error})", where=str(path)) from error
     for name, value in meta.items():
         if isinstance(value, list):
@@ -58,7 +57,9 @@ def differences(a: EpisodeLog, b: EpisodeLog) -> list[str]:
         x, y = getattr(a, f.name), getattr(b, f.name)
         if f.name in _ARRAYS:
             found += _array_differences(f.name, np.asarray(x), np.asarray(y))
-        elif json.dumps(x, default=_jsonable, sort_keys=True) != json.dumps(y, default=_jsonable, sort_keys=True):
+        elif json.dumps(x, default=_jsonable, sort_keys=True) != json.dumps(
+            y, default=_jsonable, sort_keys=True
+        ):
             found.append(f"{f.name}: {x!r} != {y!r}")
     return found
 
@@ -90,7 +91,11 @@ def _array_differences(name: str, x: np.ndarray[Any, Any], y: np.ndarray[Any, An
         return []
     if x.dtype.names is None:
         return [f"{name}: {_first(x, y)}"]
-    return [f"{name}.{field}: {_first(x[field], y[field])}" for field in x.dtype.names if _unequal(x[field], y[field])]
+    return [
+        f"{name}.{field}: {_first(x[field], y[field])}"
+        for field in x.dtype.names
+        if _unequal(x[field], y[field])
+    ]
 
 
 def _unequal(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SpecError
 from ..specs.scenario import Scenario
+from .defaults import DEFAULT_POLICIES, DEFAULT_SEEDS
 from .jobs import BackendMaker, Job, OwnPolicies, PolicyMaker, registered_policy, simulated
 from .pool import Pool, usable_cores
 from .progress import Progress, Silent
@@ -18,22 +19,13 @@ from .results import Results, RunResult, open_for_writing
 if TYPE_CHECKING:
     from ..policy import Policy
 
-DEFAULT_POLICIES = (
-    "random",
-    "round_robin",
-    "least_loaded",
-    "power_of_two",
-    "fixed:smallest",
-    "fixed:largest",
-    "earliest_finish",
-)
 Policies = Sequence[str] | Mapping[str, "Callable[[], Policy]"]
 
 
 def evaluate(
     policies: Policies = DEFAULT_POLICIES,
     scenarios: Sequence[str | Scenario] | str | Scenario = "default",
-    seeds: int | Sequence[int] = 5,
+    seeds: int | Sequence[int] = DEFAULT_SEEDS,
     *,
     out: str | Path | None = None,
     workers: int | None = None,
@@ -45,9 +37,9 @@ def evaluate(
 ) -> Results:
     """Run every policy on every scenario with every seed.
 
-    A policy that raises or answers with an impossible action is recorded as failed (`Results.failed`); the others'
-    results are not touched by that. From a script, call this under ``if __name__ == "__main__":``, because the
-    worker processes import the script.
+    A policy that raises or answers with an impossible action is recorded as failed (`Results.failed`); the
+    others' results are not touched by that. From a script, call this under ``if __name__ == "__main__":``,
+    because the worker processes import the script.
 
     Args:
         policies: names, or names with factories of your own (``{"mine": MyPolicy}``).
@@ -68,7 +60,7 @@ def evaluate(
         SpecError: bad input.
         KeyboardInterrupt: interrupted; what was finished is on disk and `resume` goes on from there.
     """
-    loaded = load_scenarios(scenarios)
+    loaded = load_scenarios(scenarios, check=make_backend is simulated)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     names = check_policies(policies)
     if not (names and loaded and seed_list):
@@ -82,6 +74,9 @@ def evaluate(
         with Pool(workers or usable_cores(), policy_maker(policies), make_backend) as pool:
             try:
                 run_jobs(results, jobs, pool, progress)
+            except SpecError:
+                results.discard_if_empty()
+                raise
             finally:
                 progress.end()
     if wandb != "off":
@@ -103,12 +98,22 @@ def run_jobs(results: Results, jobs: Sequence[Job], pool: Pool, progress: Progre
     pool.run(missing, progress.start, on_done)
 
 
-def load_scenarios(scenarios: Sequence[str | Scenario] | str | Scenario) -> list[Scenario]:
-    """Return scenarios, loading those that are given by name or path."""
+def load_scenarios(scenarios: Sequence[str | Scenario] | str | Scenario, *, check: bool) -> list[Scenario]:
+    """Return scenarios, loading those that are given by name or path.
+
+    Args:
+        scenarios: names, paths or `Scenario` objects.
+        check: refuse, with a SpecError, scenarios whose parts do not fit together.
+    """
     from ..specs.load import load_scenario
+    from ..specs.validate import validate_scenario
 
     given = [scenarios] if isinstance(scenarios, str | Scenario) else list(scenarios)
-    return [s if isinstance(s, Scenario) else load_scenario(s) for s in given]
+    loaded = [s if isinstance(s, Scenario) else load_scenario(s) for s in given]
+    if check:
+        for scenario in loaded:
+            validate_scenario(scenario)
+    return loaded
 
 
 def policy_maker(policies: Policies) -> PolicyMaker:
@@ -139,4 +144,8 @@ def check_policies(policies: Policies) -> list[str]:
 def default_folder(scenario: str) -> Path:
     """Return ``results/<scenario>-<date>-<time>``, a folder that does not exist yet."""
     stem = Path("results") / f"{scenario}-{datetime.now():%Y%m%d-%H%M%S}"
-    return next(p for i in range(1, 1000) if not (p := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists())
+    return next(
+        p
+        for i in range(1, 1000)
+        if not (p := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists()
+    )

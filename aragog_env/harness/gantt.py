@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WORKFLOW_COLOURS: Final = ("#4f86b5", "#e0934a", "#6aa973", "#c4626a", "#9a7fc0", "#b0905f", "#d79ac0", "#88898c")
+WORKFLOW_COLOURS: Final = (
+    "#4f86b5",
+    "#e0934a",
+    "#6aa973",
+    "#c4626a",
+    "#9a7fc0",
+    "#b0905f",
+    "#d79ac0",
+    "#88898c",
+)
 _BAND = 0.86
 
 
@@ -28,7 +37,8 @@ def gantt(log: EpisodeLog) -> Figure:
         _bands(top, log, window)
         _load(bottom, log, window)
         handles, labels = top.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(5, max(1, len(labels))))
+        columns = 5 if sum(len(label) for label in labels) < 60 else 3
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
     return draw(paint, 7.6, 2.6 + 0.62 * replicas)
 
@@ -43,7 +53,9 @@ def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
         lane = lanes(mine["start_s"], finish)
         seen = (finish > begin) & (mine["start_s"] < end)
         used = max(int(lane[seen].max(initial=0)) + 1, 3)
-        _calls(axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used)
+        _calls(
+            axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used
+        )
         labels.append(f"{name}\n{log.models[log.replica_models[replica]]}")
         if replica:
             axes.axhline(replica - 0.5, color="#cccccc", lw=0.6)
@@ -86,5 +98,6 @@ def _load(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
     axes.plot(t, below + waiting, color="#b8434e", lw=0.9, label="+ waiting at servers")
     if window != (0.0, float(log.duration_s)):
         axes.axvspan(*window, color="#000000", alpha=0.06, lw=0)
-    axes.set(xlabel="Time (s)", ylabel="Calls running", xlim=(0, log.duration_s), ylim=(0, None))
-    axes.legend(loc="upper right", ncols=2, fontsize=7)
+    highest = float((below + waiting).max(initial=1.0))
+    axes.set(xlabel="Time (s)", ylabel="Calls running", xlim=(0, log.duration_s), ylim=(0, 1.3 * highest))
+    axes.legend(loc="upper right", ncols=len(log.replicas) + 1, fontsize=7)

@@ -86,17 +86,32 @@ def execute(
     """
     begin = perf_counter()
     policy_name, scenario_name, seed, rate_rps = job.key
-    common: dict[str, Any] = {"policy": policy_name, "scenario": scenario_name, "seed": seed, "rate_rps": rate_rps}
+    common: dict[str, Any] = {
+        "policy": policy_name,
+        "scenario": scenario_name,
+        "seed": seed,
+        "rate_rps": rate_rps,
+    }
     try:
         log = run_episode(
-            _make(make_policy, policy_name), policy_name, _backend(job.scenario, make_backend), seed, should_stop=should_stop
+            _make(make_policy, policy_name),
+            policy_name,
+            _backend(job.scenario, make_backend),
+            seed,
+            should_stop=should_stop,
         )
     except (SpecError, Stopped):
         raise
     except Exception as error:
         _backends.clear()  # a backend that was left in the middle of an episode is not used again
         who = str(error) if isinstance(error, PolicyError) else f"{type(error).__name__}: {error}"
-        return RunResult(**common, status="failed", error=who, traceback=traceback.format_exc(), wall_s=perf_counter() - begin)
+        return RunResult(
+            **common,
+            status="failed",
+            error=who,
+            traceback=traceback.format_exc(),
+            wall_s=perf_counter() - begin,
+        )
     log.scenario = scenario_name
     path = episode_path(job.key)
     save_episode(log, Path(job.folder) / path)

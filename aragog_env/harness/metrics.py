@@ -1,8 +1,8 @@
 """Figures of merit of one episode (DESIGN.md, section 6), computed from its log alone.
 
-Warm-up requests count for nothing. Requests that are unfinished when the horizon cuts the episode are censored: they
-miss their SLO, they count in `unfinished`, and Req95/Req99 treat them as infinitely late; JCT percentiles are over the
-completed ones. A figure that has no data is nan, never 0.
+Warm-up requests count for nothing. Requests that are unfinished when the horizon cuts the episode are
+censored: they miss their SLO, they count in `unfinished`, and Req95/Req99 treat them as infinitely late; JCT
+percentiles are over the completed ones. A figure that has no data is nan, never 0.
 """
 
 from __future__ import annotations
@@ -35,14 +35,22 @@ _PERCENTILES: Final = (50, 95, 99)
 METRICS: Final[dict[str, MetricInfo]] = {
     "requests": MetricInfo("Requests", "", 0, "neither", "counted requests (after warm-up)"),
     "completed": MetricInfo("Completed", "", 0, "neither", "counted requests that finished"),
-    "unfinished": MetricInfo("Unfinished", "", 0, "lower", "requests in flight when the horizon cut the episode"),
-    "throughput_rps": MetricInfo("Throughput", "req/s", 3, "higher", "completed / (last completion - first arrival)"),
+    "unfinished": MetricInfo(
+        "Unfinished", "", 0, "lower", "requests in flight when the horizon cut the episode"
+    ),
+    "throughput_rps": MetricInfo(
+        "Throughput", "req/s", 3, "higher", "completed / (last completion - first arrival)"
+    ),
     "bulk_throughput_rps": MetricInfo(
         "Bulk throughput", "req/s", 3, "higher", "the same until 95% of the requests are done: no drain tail"
     ),
-    "goodput_rps": MetricInfo("Goodput", "req/s", 3, "higher", "the same, counting only requests that met their SLO"),
+    "goodput_rps": MetricInfo(
+        "Goodput", "req/s", 3, "higher", "the same, counting only requests that met their SLO"
+    ),
     "slo_attainment": MetricInfo("SLO met", "%", 1, "higher", "share of requests that met their SLO"),
-    "req95": MetricInfo("Req95", "x", 2, "lower", "smallest SLO scale (latency / standalone latency) that 95% meet"),
+    "req95": MetricInfo(
+        "Req95", "x", 2, "lower", "smallest SLO scale (latency / standalone latency) that 95% meet"
+    ),
     "req99": MetricInfo("Req99", "x", 2, "lower", "smallest SLO scale that 99% of the requests meet"),
     "backlog_growth": MetricInfo(
         "Backlog growth", "", 3, "lower", "requests in flight gained per arrival, second half of the arrivals"
@@ -56,32 +64,65 @@ METRICS: Final[dict[str, MetricInfo]] = {
     "ttft_p50_s": MetricInfo("TTFT P50", "s", 3, "lower", "per call, ready to first token, median"),
     "ttft_p95_s": MetricInfo("TTFT P95", "s", 3, "lower", "per call, ready to first token, 95th percentile"),
     "ttft_p99_s": MetricInfo("TTFT P99", "s", 3, "lower", "per call, ready to first token, 99th percentile"),
-    "tpot_mean_s": MetricInfo("TPOT mean", "s", 4, "lower", "per call, seconds per output token after the first"),
+    "tpot_mean_s": MetricInfo(
+        "TPOT mean", "s", 4, "lower", "per call, seconds per output token after the first"
+    ),
     "tpot_p50_s": MetricInfo("TPOT P50", "s", 4, "lower", "per call, seconds per output token, median"),
-    "tpot_p95_s": MetricInfo("TPOT P95", "s", 4, "lower", "per call, seconds per output token, 95th percentile"),
-    "tpot_p99_s": MetricInfo("TPOT P99", "s", 4, "lower", "per call, seconds per output token, 99th percentile"),
+    "tpot_p95_s": MetricInfo(
+        "TPOT P95", "s", 4, "lower", "per call, seconds per output token, 95th percentile"
+    ),
+    "tpot_p99_s": MetricInfo(
+        "TPOT P99", "s", 4, "lower", "per call, seconds per output token, 99th percentile"
+    ),
     "hold_mean_s": MetricInfo("Held", "s", 3, "lower", "per call, ready to dispatched: the policy held it"),
-    "queue_mean_s": MetricInfo("Queued", "s", 3, "lower", "per call, dispatched to first scheduled by the server"),
+    "queue_mean_s": MetricInfo(
+        "Queued", "s", 3, "lower", "per call, dispatched to first scheduled by the server"
+    ),
     "prefill_mean_s": MetricInfo("Prefill", "s", 3, "lower", "per call, first scheduled to first token"),
     "decode_mean_s": MetricInfo("Decode", "s", 3, "lower", "per call, first to last token"),
     "accuracy": MetricInfo("Accuracy", "%", 1, "higher", "share of correct answers among completed requests"),
-    "accuracy_expected": MetricInfo("Exp. accuracy", "%", 1, "higher", "mean success probability of what was served"),
-    "accuracy_relative": MetricInfo(
-        "Rel. accuracy", "%", 1, "higher", "expected accuracy / that of the largest configuration, same requests"
+    "accuracy_expected": MetricInfo(
+        "Exp. accuracy", "%", 1, "higher", "mean success probability of what was served"
     ),
-    "gpu_seconds_per_request": MetricInfo("GPU-s/req", "s", 2, "lower", "busy GPU-seconds per completed request"),
-    "usd_per_request": MetricInfo("Cost/req", "USD", 5, "lower", "price of the busy GPU time per completed request"),
-    "usd_rental_per_request": MetricInfo("Rent/req", "USD", 5, "lower", "price of the whole cluster's time per request"),
+    "accuracy_relative": MetricInfo(
+        "Rel. accuracy",
+        "%",
+        1,
+        "higher",
+        "expected accuracy / that of the largest configuration, same requests",
+    ),
+    "gpu_seconds_per_request": MetricInfo(
+        "GPU-s/req", "s", 2, "lower", "busy GPU-seconds per completed request"
+    ),
+    "usd_per_request": MetricInfo(
+        "Cost/req", "USD", 5, "lower", "price of the busy GPU time per completed request"
+    ),
+    "usd_rental_per_request": MetricInfo(
+        "Rent/req", "USD", 5, "lower", "price of the whole cluster's time per request"
+    ),
     "utilisation": MetricInfo("Utilisation", "%", 1, "neither", "busy share of GPU time, over all replicas"),
+    "batch_mean": MetricInfo(
+        "Batch", "calls", 1, "neither", "calls running on a replica while it is busy, mean"
+    ),
     "llm_calls": MetricInfo("LLM calls", "", 0, "neither", "finished calls of counted requests"),
-    "prompt_tokens_per_request": MetricInfo("Prompt tok/req", "", 0, "neither", "prompt tokens per completed request"),
-    "output_tokens_per_request": MetricInfo("Output tok/req", "", 0, "neither", "output tokens per completed request"),
-    "preemptions": MetricInfo("Preemptions", "", 0, "lower", "recomputations for lack of KV blocks, all calls"),
-    "prefix_hit_rate": MetricInfo("Prefix hits", "%", 1, "higher", "share of prompt tokens found in the prefix cache"),
+    "prompt_tokens_per_request": MetricInfo(
+        "Prompt tok/req", "", 0, "neither", "prompt tokens per completed request"
+    ),
+    "output_tokens_per_request": MetricInfo(
+        "Output tok/req", "", 0, "neither", "output tokens per completed request"
+    ),
+    "preemptions": MetricInfo(
+        "Preemptions", "", 1, "lower", "recomputations for lack of KV blocks, all calls"
+    ),
+    "prefix_hit_rate": MetricInfo(
+        "Prefix hits", "%", 1, "higher", "share of prompt tokens found in the prefix cache"
+    ),
     "decisions": MetricInfo("Decisions", "", 0, "neither", "times the policy was asked"),
     "decision_p50_ms": MetricInfo("Decision P50", "ms", 4, "lower", "wall time of `act`, median"),
     "decision_p99_ms": MetricInfo("Decision P99", "ms", 4, "lower", "wall time of `act`, 99th percentile"),
-    "overflow": MetricInfo("Overflow", "", 0, "lower", "ready calls that did not fit the observation slots"),
+    "overflow": MetricInfo(
+        "Overflow", "", 0, "lower", "decisions with more ready calls than the observation has slots"
+    ),
     "duration_s": MetricInfo("Duration", "s", 1, "neither", "length of the episode"),
 }
 WALL_CLOCK_METRICS: Final = frozenset({"decision_p50_ms", "decision_p99_ms"})
@@ -144,10 +185,7 @@ def _rates(log: EpisodeLog, requests: NDArray[np.void], done: NDArray[np.bool_])
     scale = latency_s[known] / standalone_s[known]
     return {
         "throughput_rps": _ratio(float(done.sum()), window_s),
-        "bulk_throughput_rps": MetricInfo(
-        "Bulk throughput", "req/s", 3, "higher", "the same until 95% of the requests are done: no drain tail"
-    ),
-    "goodput_rps": _ratio(float(met.sum()), window_s),
+        "goodput_rps": _ratio(float(met.sum()), window_s),
         "slo_attainment": _ratio(float(met.sum()), float(len(requests))),
         "req95": smallest_scale(scale, 0.95),
         "req99": smallest_scale(scale, 0.99),
@@ -222,11 +260,19 @@ def _costs(log: EpisodeLog) -> dict[str, float]:
         "gpu_seconds_per_request": _ratio(float(busy_s @ gpus), completed),
         "usd_per_request": _ratio(float(busy_s @ usd_per_s), completed),
         "usd_rental_per_request": _ratio(log.duration_s * float(usd_per_s.sum()), completed),
+        "batch_mean": _ratio(_running_s(log), float(busy_s.sum())),
         "utilisation": _ratio(float(busy_s @ gpus), log.duration_s * float(gpus.sum())),
     }
     for name, busy in zip(log.replicas, busy_s, strict=True):
         result[UTILISATION_PREFIX + name] = _ratio(float(busy), log.duration_s)
     return result
+
+
+def _running_s(log: EpisodeLog) -> float:
+    """Return the call-seconds between first scheduling and end, calls that were cut included."""
+    started = log.calls[np.isfinite(log.calls["start_s"])]
+    ends_s = np.where(np.isfinite(started["finish_s"]), started["finish_s"], log.duration_s)
+    return float((ends_s - started["start_s"]).sum())
 
 
 def _decisions(log: EpisodeLog) -> dict[str, float]:

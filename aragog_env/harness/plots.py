@@ -1,7 +1,7 @@
 """Figures that compare policies. Matplotlib is imported inside, with the Agg canvas and no global state.
 
-Every figure is an object that can be saved as SVG (for the HTML report) or PNG (for papers and pull requests). A policy
-has the same colour in all figures of a report.
+Every figure is an object that can be saved as SVG (for the HTML report) or PNG (for papers and pull
+requests). A policy has the same colour in all figures of a report.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLICY_COLOURS: Final = (
 )  # fmt: skip
 MODEL_COLOURS: Final = ("#c6dbe8", "#7fa8c9", "#2f6690", "#16324f", "#e3c16f", "#b07d2b")
 _INK: Final = "#222222"
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -169,7 +169,14 @@ def model_shares(series: ScenarioSeries) -> Figure:
         left = np.zeros(len(names))
         for m, model in enumerate(series.policies[0].example.models):
             values = 100 * np.array([p.model_share[m] for p in series.policies])
-            axes.barh(names, values, left=left, color=MODEL_COLOURS[m % len(MODEL_COLOURS)], label=model, height=0.66)
+            axes.barh(
+                names,
+                values,
+                left=left,
+                color=MODEL_COLOURS[m % len(MODEL_COLOURS)],
+                label=model,
+                height=0.66,
+            )
             left += values
         _rows(axes)
         axes.set(xlabel="Share of LLM calls (%)", xlim=(0, 100))
@@ -185,7 +192,9 @@ def load_over_time(series: ScenarioSeries, colour: Mapping[str, str]) -> Figure:
         axes = figure.subplots()
         for policy in series.policies:
             t = np.linspace(0, policy.example.duration_s, 500)
-            axes.plot(t, in_flight(policy.example, t), color=colour[policy.policy], label=policy.policy, lw=1.2)
+            axes.plot(
+                t, in_flight(policy.example, t), color=colour[policy.policy], label=policy.policy, lw=1.2
+            )
         last = max(float(p.example.requests["arrival_s"].max(initial=0.0)) for p in series.policies)
         axes.axvline(last, color=_INK, lw=0.8, ls=":")
         axes.annotate(

@@ -1,9 +1,9 @@
 """Runs jobs over processes so that nothing that one job does can lose the results of another.
 
-Workers keep their compiled code and loaded tables between jobs. At most one job per worker is handed out at a time, so
-that a result is on disk before its worker starts the next. A process that dies (out of memory, a policy that exits)
-takes down the whole pool; the jobs that were running then are repeated one at a time, and one that dies alone is at
-fault.
+Workers keep their compiled code and loaded tables between jobs. At most one job per worker is handed out at
+a time, so that a result is on disk before its worker starts the next. A process that dies (out of memory, a
+policy that exits) takes down the whole pool; the jobs that were running then are repeated one at a time, and
+one that dies alone is at fault.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import PolicyError
@@ -31,8 +32,27 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 class _Flag(Protocol):
     def is_set(self) -> bool: ...
 
+    def set(self) -> None: ...
 
-_stop: _Flag | None = None
+    def wait(self, timeout: float) -> bool: ...
+
+
+class _Lock(Protocol):
+    def acquire(self, block: bool) -> bool: ...
+
+
+@dataclass
+class _Shared:
+    """What the processes of a pool share."""
+
+    stop: _Flag
+    compiled: _Flag
+    """Set when one process has finished a job: compiled code is then in the cache on disk."""
+    first: _Lock
+    """Held, once and for ever, by the process that compiles while the others wait."""
+
+
+_shared: _Shared | None = None
 
 
 def usable_cores() -> int:
@@ -44,12 +64,17 @@ class Pool:
     """Executes jobs in `workers` processes, or in this process when that is 1."""
 
     def __init__(
-        self, workers: int, make_policy: PolicyMaker = registered_policy, make_backend: BackendMaker = simulated
+        self,
+        workers: int,
+        make_policy: PolicyMaker = registered_policy,
+        make_backend: BackendMaker = simulated,
     ) -> None:
         self.workers = workers
         self._make_policy = make_policy
         self._make_backend = make_backend
-        self._context = multiprocessing.get_context("spawn")  # fork would copy compiled code's threads in mid-air
+        self._context = multiprocessing.get_context(
+            "spawn"
+        )  # fork would copy compiled code's threads in mid-air
         self._stop = self._context.Event()
         self._executor: ProcessPoolExecutor | None = None
 
@@ -69,7 +94,9 @@ class Pool:
             suspects = self._run_parallel(deque(jobs), self.workers, on_start, on_done)
             for job in suspects:
                 if self._run_parallel(deque([job]), 1, on_start, on_done):
-                    error = str(PolicyError(job.policy, "its process died (killed, out of memory, or it exited)"))
+                    error = str(
+                        PolicyError(job.policy, "its process died (killed, out of memory, or it exited)")
+                    )
                     policy, scenario, seed, rate = job.key
                     on_done(job, RunResult(policy, scenario, seed, rate, status="failed", error=error))
 
@@ -91,12 +118,9 @@ class Pool:
         running: dict[Future[RunResult], Job] = {}
         try:
             while queue or running:
-                while queue and len(running) < width:
-                    job = queue.popleft()
-                    on_start(job)
-                    running[self._submit(job)] = job
+                alive = self._hand_out(queue, running, width, on_start)
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                if any(isinstance(f.exception(), BrokenProcessPool) for f in finished):
+                if not alive or any(isinstance(f.exception(), BrokenProcessPool) for f in finished):
                     wait(running)
                     suspects += self._bury(running, on_done)
                     continue
@@ -108,10 +132,24 @@ class Pool:
             raise
         return suspects
 
+    def _hand_out(
+        self, queue: deque[Job], running: dict[Future[RunResult], Job], width: int, on_start: OnStart
+    ) -> bool:
+        """Give jobs to idle processes; return whether the pool is alive."""
+        while queue and len(running) < width:
+            try:
+                future = self._submit(queue[0])
+            except BrokenProcessPool:
+                return False
+            running[future] = queue.popleft()
+            on_start(running[future])
+        return True
+
     def _submit(self, job: Job) -> Future[RunResult]:
         with _sigint_blocked():  # children inherit the mask: Ctrl-C is for the parent to handle
             if self._executor is None:
-                self._executor = ProcessPoolExecutor(self.workers, self._context, _initialise, (self._stop,))
+                shared = _Shared(self._stop, self._context.Event(), self._context.Lock())
+                self._executor = ProcessPoolExecutor(self.workers, self._context, _initialise, (shared,))
             return self._executor.submit(_execute_in_worker, job, self._make_policy, self._make_backend)
 
     def _bury(self, running: dict[Future[RunResult], Job], on_done: OnDone) -> list[Job]:
@@ -141,19 +179,27 @@ class Pool:
                 on_done(job, future.result(timeout=0))
 
 
-def _initialise(stop: _Flag) -> None:
-    global _stop
-    _stop = stop
+def _initialise(shared: _Shared) -> None:
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _execute_in_worker(job: Job, make_policy: PolicyMaker, make_backend: BackendMaker) -> RunResult:
-    stop = _stop
-    if stop is None:
+    shared = _shared
+    if shared is None:
         raise RuntimeError("this runs in a worker process only")
-    if stop.is_set():
-        raise Stopped("interrupted")
-    return execute(job, make_policy, make_backend, stop.is_set)
+    if not shared.compiled.is_set() and not shared.first.acquire(False):
+        # Another process is compiling; doing the same here would cost as many cores and gigabytes as there
+        # are workers.
+        while not shared.compiled.wait(0.2) and not shared.stop.is_set():
+            pass
+    try:
+        if shared.stop.is_set():
+            raise Stopped("interrupted")
+        return execute(job, make_policy, make_backend, shared.stop.is_set)
+    finally:
+        shared.compiled.set()
 
 
 @contextlib.contextmanager

@@ -49,7 +49,13 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self._bars = RichProgress(
@@ -77,7 +83,7 @@ class Bars:
             task = self._tasks[label]
             self._bars.update(task, total=(self._bars.tasks[task].total or 0) + 1)  # type: ignore[arg-type,call-overload]
         total = self._bars.tasks[self._total]
-        note = f"{skipped} already on disk" if skipped else ""
+        note = f"{skipped} already on disk" if skipped else "compiles when run for the first time"
         self._bars.update(self._total, total=(total.total or 0) + len(jobs), note=note)
         self._several = several
 
@@ -90,7 +96,7 @@ class Bars:
         """Move the bars on."""
         note = "" if result.status == "ok" else "failed"
         self._update(job, note=note, advance=1)
-        self._bars.advance(self._total)
+        self._bars.update(self._total, advance=1, note="")
 
     def end(self) -> None:
         """Leave the bars as they are."""

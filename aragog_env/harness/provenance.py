@@ -32,7 +32,10 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, this package and what it computes with."""
     import aragog_env
 
-    found = {"python": platform.python_version(), "aragog": str(getattr(aragog_env, "__version__", "unknown"))}
+    found = {
+        "python": platform.python_version(),
+        "aragog": str(getattr(aragog_env, "__version__", "unknown")),
+    }
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

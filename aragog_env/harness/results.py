@@ -69,8 +69,17 @@ class Results:
 
     @property
     def runs(self) -> list[RunResult]:
-        """All runs, the last line of each key, in the order in which they were first written."""
-        return list(self._runs.values())
+        """All runs, the last line of each key, in the order in which policies and scenarios were asked for."""
+        sessions = self.manifest["sessions"]
+        policies = [name for session in sessions for name in session["settings"].get("policies", ())]
+        rank = {name: i for i, name in enumerate(dict.fromkeys(policies))}
+        scenarios = {name: i for i, name in enumerate(self.manifest["scenarios"])}
+
+        def order(run: RunResult) -> tuple[int, int, float, int]:
+            policy = rank.get(run.policy, len(rank))
+            return scenarios.get(run.scenario, 0), policy, run.rate_rps or 0.0, run.seed
+
+        return sorted(self._runs.values(), key=order)
 
     @property
     def ok(self) -> list[RunResult]:
@@ -119,6 +128,14 @@ class Results:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._runs[run.key] = run
+
+    def discard_if_empty(self) -> None:
+        """Remove a folder that bad input left without a single run."""
+        if self._file is not None and not self._runs:
+            for name in ("manifest.json", "results.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def close(self) -> None:
         """Release the file and its lock."""
@@ -170,7 +187,9 @@ def open_for_writing(
         results = read(folder)
         _check_same(results, described, kind)
     else:
-        results = Results(folder, {"schema": SCHEMA_VERSION, "kind": kind, "scenarios": described, "sessions": []}, [])
+        results = Results(
+            folder, {"schema": SCHEMA_VERSION, "kind": kind, "scenarios": described, "sessions": []}, []
+        )
     results._file = _lock_and_repair(folder / "results.jsonl")
     results.manifest["sessions"].append({**session_record(command), "settings": dict(settings or {})})
     write_atomically(folder / "manifest.json", _encode(results.manifest, indent=2) + b"\n")
@@ -193,7 +212,9 @@ def read(folder: str | Path) -> Results:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"cannot read this manifest ({error})", where=str(path)) from error
     if schema != SCHEMA_VERSION:
-        raise SpecError(f"results of schema {schema}, but this version reads schema {SCHEMA_VERSION}", where=str(path))
+        raise SpecError(
+            f"results of schema {schema}, but this version reads schema {SCHEMA_VERSION}", where=str(path)
+        )
     return Results(folder, manifest, _read_lines(folder / "results.jsonl"))
 
 
@@ -223,11 +244,15 @@ def describe_scenario(scenario: Scenario) -> dict[str, Any]:
 def _check_same(results: Results, described: Mapping[str, Mapping[str, Any]], kind: Kind) -> None:
     where = str(results.folder)
     if results.kind != kind:
-        raise SpecError(f"this folder was written by 'aragog {results.kind}', not 'aragog {kind}'", where=where)
+        raise SpecError(
+            f"this folder was written by 'aragog {results.kind}', not 'aragog {kind}'", where=where
+        )
     there = results.manifest["scenarios"]
     if set(there) != set(described):
         was, wanted = ", ".join(sorted(there)), ", ".join(sorted(described))
-        raise SpecError(f"this folder holds results of scenario {was}, not of {wanted}; use another --out", where=where)
+        raise SpecError(
+            f"this folder holds results of scenario {was}, not of {wanted}; use another --out", where=where
+        )
     for name, new in described.items():
         for part in ("hash", "trace_sha256"):
             if there[name].get(part) != new.get(part):
@@ -248,7 +273,9 @@ def _lock_and_repair(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise SpecError("another process is writing to this results folder", where=str(path.parent)) from error
+        raise SpecError(
+            "another process is writing to this results folder", where=str(path.parent)
+        ) from error
     except (ImportError, OSError):
         pass  # no locks on this system or file system; two writers are then the user's to avoid
     file.seek(0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..view import DispatchView
 
 _STOP_CHECK_EVERY = 64
-_MAX_WAITS_WITHOUT_PROGRESS = 1000
+_CALLS_LISTED = 3
 
 
 class Stopped(AragogError):
@@ -37,8 +37,8 @@ def run_episode(
 ) -> EpisodeLog:
     """Run one episode to its end and return its log.
 
-    The wall time of a decision is that of `act` alone: building the view and carrying out the decision are the
-    backend's work and would be done for every policy.
+    The wall time of a decision is that of `act` alone: building the view and carrying out the decision are
+    the backend's work and would be done for every policy.
 
     Args:
         policy: the policy; its `reset` is called with the backend's scenario and `seed`.
@@ -54,20 +54,18 @@ def run_episode(
     backend.reset(seed)
     _guarded(lambda: policy.reset(backend.scenario, seed), policy_name, "reset")
     decisions_ns: list[int] = []
-    stuck = 0
+    slots, overflow = backend.scenario.observation.ready_slots, 0
     while not backend.done:
         if should_stop is not None and len(decisions_ns) % _STOP_CHECK_EVERY == 0 and should_stop():
             raise Stopped("interrupted")
         view = backend.view()
-        now_s = backend.now_s
+        overflow += len(view.calls) > slots
         action = _ask(policy, policy_name, view, decisions_ns)
         _carry_out(backend, action, view, policy_name)
-        stuck = stuck + 1 if action is WAIT and backend.now_s == now_s and not backend.done else 0
-        if stuck > _MAX_WAITS_WITHOUT_PROGRESS:
-            raise PolicyError(policy_name, f"waits for ever at t={now_s:.6f} s: nothing is running that could end")
     log = backend.log()
     log.policy, log.seed = policy_name, seed
     log.decision_s = np.asarray(decisions_ns, dtype=np.float64) * 1e-9
+    log.notes["overflow"] = overflow
     return log
 
 
@@ -90,7 +88,9 @@ def _carry_out(backend: Backend, action: Dispatch | Wait, view: DispatchView, na
     try:
         backend.step(action)
     except ValueError as error:
-        message = f"answered {action!r} at t={now_s:.6f} s, which is not possible: {error}; valid: {_valid(view)}"
+        message = (
+            f"answered {action!r} at t={now_s:.6f} s, which is not possible: {error}; valid: {_valid(view)}"
+        )
         raise PolicyError(name, message) from error
 
 
@@ -104,9 +104,14 @@ def _guarded(call: Callable[[], None], name: str, what: str) -> None:
 
 
 def _valid(view: DispatchView) -> str:
-    """Say what would have been valid; views of any backend know how many calls and routes there are."""
-    calls, routes = len(view.calls), len(view.routes)
+    """Say what would have been valid, for the first few calls."""
+    choices = []
+    for call, row in enumerate(view.allowed[:_CALLS_LISTED]):
+        routes = ", ".join(str(route) for route in np.flatnonzero(row))
+        choices.append(f"call {call} to route {routes}")
+    more = len(view.calls) - len(choices)
     return (
-        f"WAIT, or Dispatch(call=0..{calls - 1}, route=0..{routes - 1}) "
-        "with a route that serves one of the call's candidate models"
+        "; ".join(choices)
+        + (f"; and {more} more calls" if more > 0 else "")
+        + "; or WAIT while something runs"
     )

@@ -1,8 +1,9 @@
 """Intervals over seeds: mean or interquartile mean, 95% bootstrap, paired differences.
 
-The bootstrap is stratified (each scenario keeps its own seeds) and seeded, so that a report is reproducible. With five
-seeds the plain percentile bootstrap covers far less than 95%; quantiles are therefore widened as in Hesterberg (2015),
-"What Teachers Should Know About the Bootstrap", section 5.3 (expanded percentile interval).
+The bootstrap is stratified (each scenario keeps its own seeds) and seeded, so that a report is reproducible.
+With five seeds the plain percentile bootstrap covers far less than 95%; quantiles are therefore widened as
+in Hesterberg (2015), "What Teachers Should Know About the Bootstrap", section 5.3 (expanded percentile
+interval).
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def iqm(samples: Floats) -> Floats:
 
 
 def bootstrap(
-    strata: ArrayLike | Sequence[ArrayLike], statistic: Statistic = mean, *, seed: int = 0, resamples: int = _RESAMPLES
+    strata: ArrayLike | Sequence[ArrayLike],
+    statistic: Statistic = mean,
+    *,
+    seed: int = 0,
+    resamples: int = _RESAMPLES,
 ) -> Estimate:
     """Estimate a statistic over seeds with a stratified bootstrap.
 
@@ -65,7 +70,9 @@ def bootstrap(
     return Estimate(value, float(low), float(high), n)
 
 
-def paired(values: Sequence[ArrayLike], baseline: Sequence[ArrayLike], statistic: Statistic = mean) -> Estimate:
+def paired(
+    values: Sequence[ArrayLike], baseline: Sequence[ArrayLike], statistic: Statistic = mean
+) -> Estimate:
     """Estimate the difference to a baseline on the same seeds (arrays in the same order of seeds)."""
     return bootstrap([np.subtract(a, b) for a, b in zip(values, baseline, strict=True)], statistic)
 

@@ -25,10 +25,15 @@ HEADLINE: Final = (
     "accuracy",
     "accuracy_relative",
     "gpu_seconds_per_request",
-    "usd_per_request",
-    "decision_p99_ms",
 )
-TERMINAL: Final = ("jct_mean_s", "jct_p95_s", "slo_attainment", "throughput_rps", "accuracy", "gpu_seconds_per_request")
+TERMINAL: Final = (
+    "jct_mean_s",
+    "jct_p95_s",
+    "slo_attainment",
+    "throughput_rps",
+    "accuracy",
+    "gpu_seconds_per_request",
+)
 COMPARABLE: Final = ("slo_attainment", "req95", "accuracy", "accuracy_relative", "utilisation")
 """Metrics whose mean over different scenarios means something."""
 
@@ -70,7 +75,9 @@ class Summary:
     """Counted requests of all runs together."""
 
 
-def summarise(results: Results, metrics: Sequence[str] = tuple(METRICS), baseline: str | None = None) -> list[Summary]:
+def summarise(
+    results: Results, metrics: Sequence[str] = tuple(METRICS), baseline: str | None = None
+) -> list[Summary]:
     """Return one table per scenario and, for several scenarios, one over all with the comparable metrics."""
     scenarios = list(dict.fromkeys(run.scenario for run in results.runs))
     base = choose_baseline([run.policy for run in results.runs], baseline)
@@ -97,7 +104,8 @@ def format_value(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "\N{EN DASH}"
     info = METRICS[name]
-    return f"{value * 100:.{info.decimals}f}" if info.unit == "%" else f"{value:.{info.decimals}f}"
+    text = f"{value * 100 if info.unit == '%' else value:.{info.decimals}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text  # no minus zero
 
 
 def format_interval(name: str, estimate: Estimate) -> str:
@@ -138,16 +146,23 @@ def _cell_data(cell: Cell) -> dict[str, Any]:
     e = cell.estimate
     data: dict[str, Any] = {"mean": e.value, "ci95": [e.low, e.high], "iqm": cell.iqm}
     if cell.difference is not None:
-        data["difference"] = {"mean": cell.difference.value, "ci95": [cell.difference.low, cell.difference.high]}
+        data["difference"] = {
+            "mean": cell.difference.value,
+            "ci95": [cell.difference.low, cell.difference.high],
+        }
     return data
 
 
-def _table(scenario: str | None, runs: list[RunResult], metrics: Sequence[str], baseline: str | None) -> Summary:
+def _table(
+    scenario: str | None, runs: list[RunResult], metrics: Sequence[str], baseline: str | None
+) -> Summary:
     by_policy: dict[str, list[RunResult]] = {}
     for run in runs:
         by_policy.setdefault(run.policy, []).append(run)
     base = {(r.scenario, r.seed): r for r in by_policy.get(baseline or "", []) if r.status == "ok"}
-    rows = tuple(_row(policy, its, metrics, base if policy != baseline else {}) for policy, its in by_policy.items())
+    rows = tuple(
+        _row(policy, its, metrics, base if policy != baseline else {}) for policy, its in by_policy.items()
+    )
     counted = sum(int(run.metrics["requests"]) for run in runs if run.status == "ok")
     return Summary(scenario, baseline, tuple(metrics), rows, counted)
 
@@ -166,7 +181,9 @@ def _row(
         pairs = [(run, base[key]) for run in ok if (key := (run.scenario, run.seed)) in base]
         difference = None
         if pairs:
-            difference = paired(_by_scenario([a for a, _ in pairs], name), _by_scenario([b for _, b in pairs], name))
+            difference = paired(
+                _by_scenario([a for a, _ in pairs], name), _by_scenario([b for _, b in pairs], name)
+            )
         cells[name] = Cell(bootstrap(values, mean), float(iqm(np.concatenate(values))), difference)
     return Row(policy, len(ok), len(runs) - len(ok), cells)
 

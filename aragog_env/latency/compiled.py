@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from ..jit import njit
 from numpy.typing import NDArray
 
 PS_PER_S = 1_000_000_000_000

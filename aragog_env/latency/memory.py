@@ -1,8 +1,9 @@
 """How many KV blocks a server has room for, and whether a model fits its GPUs at all.
 
-vLLM finds the number by profiling (`v1/worker/gpu_worker.py:determine_available_memory`): memory x utilisation, minus weights,
-the peak of a dummy forward pass, and CUDA graphs. Nothing short of running it gives that number to a few per cent, so this is
-an estimate: give `num_gpu_blocks` where a simulation must equal a server.
+vLLM finds the number by profiling (`v1/worker/gpu_worker.py:determine_available_memory`): memory x
+utilisation, minus weights, the peak of a dummy forward pass, and CUDA graphs. Nothing short of running it
+gives that number to a few per cent, so this is an estimate: give `num_gpu_blocks` where a simulation must
+equal a server.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _NCCL_GIB: Final = 0.75
 _GRAPH_GIB_PER_LAYER: Final = 0.016
 """CUDA graphs of the default capture sizes (about 0.5 GiB for 32 layers)."""
 _LOGIT_COPIES: Final = 3
-"""32-bit copies of the logits alive at once in the sampler's dummy run (logits, sorted, cumulated probabilities)."""
+"""32-bit copies of the logits alive at once in the sampler's dummy run (logits, sorted, cumulated
+probabilities).
+"""
 _HIDDEN_COPIES: Final = 4
 """16-bit copies of the hidden state alive at once (residual, normalised, attention output, all-reduce)."""
 
@@ -36,7 +39,7 @@ def kv_blocks(
     *,
     where: str | None = None,
 ) -> int:
-    """Estimate vLLM's `num_gpu_blocks`: blocks of 16 tokens that fit beside weights, activations and CUDA graphs.
+    """Estimate vLLM's `num_gpu_blocks`: how many blocks of 16 tokens fit beside everything else.
 
     Args:
         model: the model.
@@ -66,8 +69,9 @@ def kv_blocks(
     remedy = f"use tp {fitting[0]} or a GPU with more memory" if fitting else "use a GPU with more memory"
     usable = gpu.memory_gib * gpu_memory_utilization
     raise SpecError(
-        f"model '{model.name}' does not fit {tp} x {gpu.name}: its weights take {_weight_gib(model, tp):.1f} GiB per GPU "
-        f"and activations {_working_gib(model, tp, max_num_batched_tokens, seqs):.1f} GiB, but {usable:.1f} GiB "
+        f"model '{model.name}' does not fit {tp} x {gpu.name}: its weights take "
+        f"{_weight_gib(model, tp):.1f} GiB per GPU and activations "
+        f"{_working_gib(model, tp, max_num_batched_tokens, seqs):.1f} GiB, but {usable:.1f} GiB "
         f"({gpu_memory_utilization:.0%} of {gpu.memory_gib:.1f}) are usable; {remedy}",
         where=where,
     )
@@ -116,8 +120,6 @@ def _working_gib(model: ModelSpec, tp: int, tokens: int, seqs: int) -> float:
     return activations + sampler + fixed
 
 
-def _free_bytes(
-    model: ModelSpec, gpu: GpuSpec, tp: int, utilization: float, tokens: int, seqs: int
-) -> float:
+def _free_bytes(model: ModelSpec, gpu: GpuSpec, tp: int, utilization: float, tokens: int, seqs: int) -> float:
     free_gib = gpu.memory_gib * utilization - _weight_gib(model, tp) - _working_gib(model, tp, tokens, seqs)
     return free_gib * _GIB

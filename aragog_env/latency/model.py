@@ -72,11 +72,13 @@ def latency_for(
         model: the model served.
         gpu: the GPU type.
         tp: GPUs per replica.
-        kind: ``auto`` (kernel table if one is shipped, else roofline), ``table``, ``roofline``, the path of an npz file that
-            `LatencyTable.save` wrote, or ``linear:overhead_ms=5,per_token_ms=0.02,...`` (see `linear_table`).
+        kind: ``auto`` (kernel table if one is shipped, else roofline), ``table``, ``roofline``, the path of
+            an npz file that `LatencyTable.save` wrote, or ``linear:overhead_ms=5,per_token_ms=0.02,...``
+            (see `linear_table`).
         scale: the user's own affine calibration: every iteration takes ``scale * t + offset_ms``.
         offset_ms: see `scale`. A user's calibration replaces the shipped one.
-        calibrated: whether a kernel table gets the calibration shipped for this model and GPU, where there is one.
+        calibrated: whether a kernel table gets the calibration shipped for this model and GPU, where there
+            is one.
         where: location for error messages.
 
     Raises:
@@ -86,7 +88,9 @@ def latency_for(
     own = (scale, offset_ms) != (1.0, 0.0)
     table = _base_table(model, gpu, tp, kind, where)
     if own:
-        return table.scaled(scale, offset_ms, note=f"times {scale:g} plus {offset_ms:g} ms (user's calibration)")
+        return table.scaled(
+            scale, offset_ms, note=f"times {scale:g} plus {offset_ms:g} ms (user's calibration)"
+        )
     fitted = shipped_calibrations().get((model.name, gpu.name)) if calibrated else None
     if fitted is None or table.kind != "kernel-table" or kind not in ("auto", "table"):
         return table
@@ -124,7 +128,7 @@ def available_tables() -> tuple[tuple[str, str, int], ...]:
 
 @lru_cache(maxsize=1)
 def shipped_calibrations() -> dict[tuple[str, str], Calibration]:
-    """Return the calibrations shipped with the package, by (model, GPU); `scripts/check_latency.py` fits them."""
+    """Return the shipped calibrations by (model, GPU); `scripts/check_latency.py` fits them."""
     entries: list[dict[str, Any]] = yaml.safe_load(CALIBRATIONS.read_text(encoding="utf-8")) or []
     loaded = (Calibration(**{**entry, "tp": tuple(entry["tp"])}) for entry in entries)
     return {(entry.model, entry.gpu): entry for entry in loaded}
@@ -146,26 +150,30 @@ def _no_table(model: ModelSpec, gpu: GpuSpec, tp: int) -> str:
         known = f"on this GPU there are tables of {', '.join(of_gpu)}"
     else:
         known = f"there are tables of {', '.join(sorted({m for m, _, _ in shipped}))}"
-    return f"no kernel table is shipped for '{model.name}' on {gpu.name} with tp {tp}; {known}; or use 'roofline'"
+    wanted = f"'{model.name}' on {gpu.name} with tp {tp}"
+    return f"no kernel table is shipped for {wanted}; {known}; or use 'roofline'"
 
 
 def _parse_linear(text: str, where: str | None) -> LatencyTable:
     """Return the table of ``linear:name=value,...``."""
     coefficients: dict[str, float] = {}
     for part in text[len(_LINEAR) :].split(","):
-        name, separator, value = part.strip().partition("=")
+        name, _, value = part.strip().partition("=")
         if name not in _LINEAR_COEFFICIENTS:
+            hint = did_you_mean(name, _LINEAR_COEFFICIENTS)
+            raise SpecError(f"unknown coefficient '{name}' in latency '{text}'.{hint}", where=where)
+        if name in coefficients or (number := _number(value)) is None:
             raise SpecError(
-                f"unknown coefficient '{name}' in latency '{text}'.{did_you_mean(name, _LINEAR_COEFFICIENTS)}",
+                f"latency coefficient '{part.strip()}' must look like {name}=0.5 and be given once",
                 where=where,
             )
-        try:
-            coefficients[name] = float(value)
-        except ValueError:
-            raise SpecError(
-                f"latency coefficient '{part.strip()}' must look like {name}=0.5", where=where
-            ) from None
-        if not separator or name in list(coefficients)[:-1]:
-            raise SpecError(f"latency coefficient '{part.strip()}' must look like {name}=0.5", where=where)
+        coefficients[name] = number
     overhead_ms = coefficients.pop("overhead_ms", 0.0)
     return linear_table(overhead_ms=overhead_ms, source=text, **coefficients)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,15 +1,17 @@
-"""The latency table of one (model, GPU, tensor parallelism): how long one engine iteration takes, in milliseconds.
+"""The latency table of one (model, GPU, tensor parallelism): how long one engine iteration takes.
 
     iteration = overhead + G(tokens) + sum over prefill chunks of A_ctx(new, cached)
                 + A_dec(decodes, mean context of the decodes) + L(sampled)
 
-G is everything that depends on the token count only (projections, MLP, norms, all-reduce), A_ctx the attention of one prefill
-chunk, A_dec the attention of the generating requests, L the logits. Between grid points the functions are (bi)linear; below
-the grid they are clamped (a chunk of fewer tokens than the smallest costs its share of that point), above it they go on with
-the last slope, which is never taken as negative.
+G is everything that depends on the token count only (projections, MLP, norms, all-reduce), A_ctx the
+attention of one prefill chunk, A_dec the attention of the generating requests, L the logits. Between grid
+points the functions are (bi)linear; below the grid they are clamped (a chunk of fewer tokens than the
+smallest costs its share of that point), above it they go on with the last slope, which is never taken as
+negative.
 
-`LatencyTable.iteration_ms` is that sentence in floating point, to be read; `LatencyTable.compile` turns the table into the
-integer picoseconds that every engine adds up (see `compiled.py`). A test holds the two together.
+`LatencyTable.iteration_ms` is that sentence in floating point, to be read; `LatencyTable.compile` turns the
+table into the integer picoseconds that every engine adds up (see `compiled.py`). A test holds the two
+together.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Iteration times of one model on one GPU type at one tensor parallelism; times in ms, grids strictly increasing.
+    """Iteration times of one model on one GPU type at one tensor parallelism.
+
+    Times are in ms, grids strictly increasing.
 
     Raises:
         SpecError: if a shape, a grid or a value is impossible; the sentence names the array.
@@ -105,10 +109,12 @@ class LatencyTable:
         if grid.ndim != 1 or grid.size < least or (np.diff(grid) <= 0).any():
             self._refuse(f"{grid_name} must be a strictly increasing list of at least {least} numbers")
         if array.ndim <= axis or array.shape[axis] != grid.size:
-            self._refuse(f"{name} has shape {array.shape}, which does not fit the {grid.size} points of {grid_name}")
+            self._refuse(
+                f"{name} has shape {array.shape}, which does not fit the {grid.size} points of {grid_name}"
+            )
 
     def scaled(self, scale: float, offset_ms: float = 0.0, *, note: str = "") -> LatencyTable:
-        """Return this table with every iteration time t replaced by ``scale * t + offset_ms`` (affine calibration).
+        """Return this table with every iteration time t replaced by ``scale * t + offset_ms``.
 
         Args:
             scale: factor on every part, positive.
@@ -120,7 +126,8 @@ class LatencyTable:
         """
         if not (np.isfinite(scale) and scale > 0 and np.isfinite(offset_ms)):
             raise SpecError(
-                f"a calibration needs a positive finite scale and a finite offset, not {scale} and {offset_ms} ms"
+                f"a calibration needs a positive finite scale and a finite offset, not {scale} and "
+                f"{offset_ms} ms"
             )
         times = {name: getattr(self, name) * scale for name in _ARRAYS if name.endswith("_ms")}
         return replace(
@@ -157,8 +164,8 @@ class LatencyTable:
     def compile(self, max_num_seqs: int, max_num_batched_tokens: int) -> CompiledLatency:
         """Return the integer tables for a server that schedules at most this many sequences and tokens.
 
-        Each look-up differs from `iteration_ms` by rounding only: half a picosecond per entry, and half a picosecond per
-        KV token on the decode slope.
+        Each look-up differs from `iteration_ms` by rounding only: half a picosecond per entry, and half a
+        picosecond per KV token on the decode slope.
         """
         if max_num_seqs < 1 or max_num_batched_tokens < 1:
             raise SpecError(
@@ -181,7 +188,7 @@ class LatencyTable:
         )
 
     def save(self, path: Path | str) -> None:
-        """Write the table as an npz file whose bytes depend on nothing but the table (no time stamps, no compression)."""
+        """Write an npz file whose bytes depend on nothing but the table: no time stamps, no compression."""
         members: dict[str, NDArray[np.generic]] = {name: getattr(self, name) for name in _ARRAYS}
         members["overhead_ms"] = np.array(self.overhead_ms, dtype=np.float64)
         members["kind"] = np.array(self.kind)
@@ -216,8 +223,9 @@ class LatencyTable:
         return guarded
 
     def _decode_rows(self, batches: FloatArray) -> FloatArray:
-        """Return A_dec on the context grid for every batch size: (len(batches), X), never decreasing with the context."""
-        # More context cannot be faster; a dip in the measurements would give the compiled curve a negative slope.
+        """Return A_dec on the context grid for every batch size: (len(batches), X), rows never falling."""
+        # More context cannot be faster; a dip in the measurements would give the compiled curve a negative
+        # slope.
         grid = np.maximum.accumulate(self.decode_ms, axis=1)
         rows = np.stack(
             [_interpolate(self.decode_batch, grid[:, j], batches) for j in range(grid.shape[1])], axis=1
@@ -227,8 +235,8 @@ class LatencyTable:
     def _compile_decode(self, batches: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return base and slope (ps, ps per KV token) of every (batch, segment); row 0 is zero.
 
-        The bases chain from segment to segment, so that the integer curve is continuous to the picosecond and rounding can
-        never make a longer context faster.
+        The bases chain from segment to segment, so that the integer curve is continuous to the picosecond
+        and rounding can never make a longer context faster.
         """
         rows = self._decode_rows(batches)
         points = self.decode_context.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Seeded traffic, independent of what policies do: arrivals, traces, and the tape of an episode."""

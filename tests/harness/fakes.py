@@ -32,7 +32,9 @@ stages:
 """
 
 
-def make_scenario(folder: Path, *, rate_rps: float = 1.0, requests: int = 60, name: str = "fake", **horizon: Any) -> Scenario:
+def make_scenario(
+    folder: Path, *, rate_rps: float = 1.0, requests: int = 60, name: str = "fake", **horizon: Any
+) -> Scenario:
     """Return a scenario whose two workflows are files in `folder`."""
     mix = []
     for workflow in ("alpha", "beta"):
@@ -81,13 +83,18 @@ class FakeBackend:
         self._advance()
 
     def view(self) -> Any:
-        return SimpleNamespace(calls=[c[0] for c in self.ready], routes=[0, 1, 2], now_s=self.now_s)
+        allowed = np.ones((len(self.ready), 3), np.bool_)
+        return SimpleNamespace(
+            calls=[c[0] for c in self.ready], routes=[0, 1, 2], allowed=allowed, now_s=self.now_s
+        )
 
     def step(self, action: Dispatch | Wait) -> None:
         if isinstance(action, Dispatch):
             if not (0 <= action.call < len(self.ready) and 0 <= action.route < 3):
                 raise ValueError(f"call {action.call} or route {action.route} does not exist")
             self._serve(*self.ready.pop(action.call), action.route)
+        if action is WAIT and not self.events:
+            raise ValueError("waiting would never end")
         if not self.ready or action is WAIT:
             self._advance()
 
@@ -102,7 +109,21 @@ class FakeBackend:
         cached = 80 if node else 0
         self.models[request].append(route)
         self.calls.append(
-            (request, node, route, route, 100, tokens, cached, 0, ready_s, self.now_s, start, start + 5 * pace, finish)
+            (
+                request,
+                node,
+                route,
+                route,
+                100,
+                tokens,
+                cached,
+                0,
+                ready_s,
+                self.now_s,
+                start,
+                start + 5 * pace,
+                finish,
+            )
         )
         heapq.heappush(self.events, (finish, request, node + 1))
 

@@ -109,9 +109,9 @@ def test_a_preset_of_arrivals_keeps_what_the_scenario_says() -> None:
     arrivals = load_scenario("bursty").workload.arrivals
     assert arrivals.kind == "mmpp"
     assert arrivals.rate_rps == 2.0
-    assert arrivals.mmpp_rates == load_arrivals("azure-code").mmpp_rates
-    low, high = sorted(zip(arrivals.mmpp_rates, arrivals.mmpp_sojourn_s, strict=True))
-    mean = (low[0] * low[1] + high[0] * high[1]) / (low[1] + high[1])
+    assert arrivals.mmpp_rates == load_arrivals("azure-code-mmpp").mmpp_rates
+    states = list(zip(arrivals.mmpp_rates, arrivals.mmpp_sojourn_s, strict=True))
+    mean = sum(rate * sojourn_s for rate, sojourn_s in states) / sum(sojourn_s for _, sojourn_s in states)
     assert mean == pytest.approx(1.0, abs=0.01)
 
 

@@ -1,0 +1,124 @@
+"""Options that several commands share: which scenario, changed how, with which policies and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..specs.scenario import Scenario
+
+TRACE_FORMATS = ("auto", "azure2023", "azure2024", "burstgpt", "mooncake")
+
+
+def add_scenario_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change a scenario."""
+    group = parser.add_argument_group("changes to the scenario")
+    group.add_argument("--requests", type=int, metavar="N", help="requests per episode")
+    group.add_argument("--warmup", type=int, metavar="N", help="first requests that count for no metric")
+    group.add_argument("--duration", type=float, metavar="S", help="cut the episode after this many seconds")
+    group.add_argument("--rate", type=float, metavar="RPS", help="mean arrival rate in requests per second")
+    group.add_argument("--users", type=int, metavar="N", help="users of a closed loop")
+    group.add_argument(
+        "--trace", metavar="PATH", help="take arrivals from a public trace, at the scenario's rate"
+    )
+    group.add_argument("--trace-format", choices=TRACE_FORMATS, default="auto", help="format of the trace")
+    group.add_argument(
+        "--native-rate", action="store_true", help="keep the rate at which the trace was recorded"
+    )
+    group.add_argument("--workflow", metavar="NAME[,NAME]", help="run only these workflows, in equal shares")
+    group.add_argument("--cluster", metavar="NAME|PATH", help="another cluster")
+    group.add_argument("--slo", type=float, metavar="S", help="absolute latency limit of a request")
+    group.add_argument("--slo-scale", type=float, metavar="X", help="latency limit / standalone latency")
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, seeds: int) -> None:
+    """Add policies, seeds, output and processes."""
+    from ..harness.defaults import DEFAULT_POLICIES
+
+    parser.add_argument(
+        "--policy", "-p", action="append", metavar="NAME",
+        help=f"policy, repeatable: NAME[:ARGUMENTS] or module:Class\n(default: {', '.join(DEFAULT_POLICIES)})",
+    )  # fmt: skip
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--seeds", type=positive, default=seeds, metavar="N", help=f"seeds 0..N-1 (default: {seeds})"
+    )
+    which.add_argument("--seed", type=int, action="append", metavar="SEED", help="this seed, repeatable")
+    parser.add_argument(
+        "--out", "-o", metavar="FOLDER", help="results folder (default: results/<scenario>-<date-time>)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with --out: run only what is missing or failed"
+    )
+    parser.add_argument(
+        "--workers", "-j", type=positive, metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+    parser.add_argument(
+        "--no-report", action="store_true", help="do not write report.html, report.md and figures"
+    )
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars, no table")
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return value
+
+
+def scenario_from(name: str, options: argparse.Namespace) -> Scenario:
+    """Load a scenario and change it as the options say."""
+    from ..errors import SpecError
+    from ..specs.load import load_scenario
+    from ..specs.override import override
+
+    if options.trace is not None and not Path(options.trace).is_file():
+        raise SpecError(f"there is no trace file '{options.trace}'", where="--trace")
+    return override(
+        load_scenario(name),
+        rate_rps=options.rate,
+        users=options.users,
+        trace=os.path.abspath(options.trace) if options.trace else None,
+        trace_format=options.trace_format,
+        native_rate=options.native_rate,
+        requests=options.requests,
+        warmup_requests=options.warmup,
+        duration_s=options.duration,
+        workflow=options.workflow,
+        cluster=options.cluster,
+        slo_s=options.slo,
+        slo_scale=options.slo_scale,
+    )
+
+
+def chosen_seeds(options: argparse.Namespace) -> list[int]:
+    """Return the seeds that were asked for."""
+    return list(options.seed) if options.seed else list(range(options.seeds))
+
+
+def command_line() -> list[str]:
+    """Return the words of this command as one would type them again."""
+    return ["aragog", *sys.argv[1:]]
+
+
+def resume_command(folder: Path, words: list[str]) -> str:
+    """Return the command that goes on with an interrupted one."""
+    kept = [word for word in words if word != "--resume"]
+    for i, word in enumerate(kept):
+        if word in ("--out", "-o"):
+            del kept[i : i + 2]
+            break
+        if word.startswith("--out="):
+            del kept[i]
+            break
+    return shlex.join([*kept, "--out", str(folder), "--resume"])

@@ -1,0 +1,17 @@
+"""What is run when nothing else is said. Imports nothing, so that `--help` can show it quickly."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_POLICIES: Final = (
+    "random",
+    "round_robin",
+    "least_loaded",
+    "power_of_two",
+    "fixed:smallest",
+    "fixed:largest",
+    "earliest_finish",
+)
+DEFAULT_SEEDS: Final = 5
+CAPACITY_SEEDS: Final = 3

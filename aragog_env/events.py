@@ -15,7 +15,7 @@ from .progress import arrive, complete_call, pop_timer
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def next_event_ps(wt, state, progress, e):
     """Return when something happens next without a dispatch, NEVER if nothing does."""
     env, replica = progress.env[e], state.replica[e]
@@ -29,7 +29,7 @@ def next_event_ps(wt, state, progress, e):
     return when
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _fire(wt, tables, state, progress, e, now):
     """Carry out everything that happens at `now`; return whether a policy may want to know."""
     env, replica = progress.env[e], state.replica[e]

@@ -119,13 +119,13 @@ def observation_space(slots: int, routes: int) -> gym.spaces.Dict:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def squash(x, scale):
     """Map [0, inf) to [0, 1)."""
     return np.float32(x / (x + scale))
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _encode_routes(wt, tables, out, e):
     routes = out.view_routes[e]
     models = wt.expected_output.shape[2]
@@ -141,7 +141,7 @@ def _encode_routes(wt, tables, out, e):
         row[RouteFeature.GPUS] = squash(float(tables.spec[r].gpus), 4.0)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _encode_call(wt, tables, out, e, slot, now_s):
     view, row, pairs = out.view_calls[e, slot], out.calls[e, slot], out.pairs[e, slot]
     row[CallFeature.VALID] = 1.0

@@ -106,20 +106,20 @@ class ProgressState(NamedTuple):
     segment_length: NDArray[np.int64]  # (E, N + 3)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def ready_key(rank, depth, node):
     """Return the sort key of a ready call: requests in order of arrival, inside a request the deepest call first."""
     return (rank << 16) | ((255 - depth) << 8) | node
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def ready_call(progress, e, slot):
     """Return (request, node) of the ready call in `slot`."""
     key = progress.ready[e, slot]
     return progress.by_rank[e, key >> 16], key & 255
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _insert_ready(progress, e, key):
     env, ready = progress.env[e], progress.ready[e]
     i = env.ready
@@ -130,7 +130,7 @@ def _insert_ready(progress, e, key):
     env.ready += 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def remove_ready(progress, e, slot):
     """Take the call in `slot` off the ready list."""
     env, ready = progress.env[e], progress.ready[e]
@@ -175,7 +175,7 @@ def pop_timer(progress, e):
     return first
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _is_skipped(wt, state, e, q, request, node):
     """Return whether a node is skipped, which the model that served its `skip_on` stage decides."""
     mask = wt.skipped[request.row, node]
@@ -218,7 +218,7 @@ def start_nodes(wt, state, progress, e, q, now):
         _finish_request(wt, state, progress, e, q, now)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _finish_request(wt, state, progress, e, q, now):
     """Grade the request and, in a closed loop, set its user thinking."""
     env, request = progress.env[e], progress.request[e, q]
@@ -241,7 +241,7 @@ def _finish_request(wt, state, progress, e, q, now):
         push_timer(progress, e, now + request.delay_ps, state.call.shape[1] + request.successor)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def arrive(wt, state, progress, e, q, now):
     """Let request `q` enter the system."""
     env = progress.env[e]
@@ -285,7 +285,7 @@ def dispatch_slot(wt, tables, state, progress, e, slot, route, priority):
     submit(state, e, route, tables, c, env.now_ps)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _hash_prompt(wt, state, progress, e, q, node):
     """Lay out the prompt's contents (template, query, parents' outputs, own output) and hash their blocks."""
     env, request = progress.env[e], progress.request[e, q]

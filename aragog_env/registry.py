@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +124,12 @@ def _check_ours(package: str) -> None:
     """Refuse another distribution's `policies` or `baselines`: these are common names."""
     found = importlib.util.find_spec(package)
     if found is None:
-        raise AragogError(
-            f"the folder '{package}' is not importable; install this project editable (pip install -e .) and run "
-            f"the aragog command or python -m from {ROOT}"
-        )
+        # The command was started elsewhere: an editable install makes only `aragog_env` importable.
+        sys.path.append(str(ROOT))
+        importlib.invalidate_caches()
+        found = importlib.util.find_spec(package)
+    if found is None:
+        raise AragogError(f"there is no folder '{package}' in {ROOT}; install this project editable: pip install -e .")
     places = [Path(p).resolve() for p in found.submodule_search_locations or ()]
     if places and (ROOT / package) not in places:
         raise AragogError(

@@ -50,7 +50,7 @@ VIEW_ROUTE = np.dtype(
 )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fill_calls(wt, state, progress, e, count, calls, allowed):
     """Write the first `count` ready calls and where they may go."""
     width = wt.parents.shape[1]
@@ -73,7 +73,7 @@ def fill_calls(wt, state, progress, e, count, calls, allowed):
             allowed[slot, r] = wt.allowed[w, node, r] & state.replica[e, r].up
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fill_routes(wt, tables, state, e, routes):
     """Write the state of every route."""
     for r in range(routes.shape[0]):
@@ -85,7 +85,7 @@ def fill_routes(wt, tables, state, e, routes):
         view.waiting_tokens = replica.waiting_tokens
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def predict_call_ps(tables, expected_output, call, routes, r):
     """Return the predicted time of a viewed call on route `r`, in picoseconds."""
     route = routes[r]

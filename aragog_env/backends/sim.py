@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from ..jit import njit
+from ..jit import borrowed, njit
 from numpy.typing import NDArray
 
 from ..compiled_scenario import CompiledScenario, compile_scenario
@@ -118,6 +118,7 @@ def _is_allowed(wt, state, progress, slot, route):
 
 @njit(cache=True)
 def _dispatch(wt, tables, state, progress, e, slot, route, priority):
+    wt, tables, state, progress = borrowed(wt), borrowed(tables), borrowed(state), borrowed(progress)
     env = progress.env[e]
     env.decisions += 1
     dispatch_slot(wt, tables, state, progress, e, slot, route, priority)

@@ -51,7 +51,7 @@ def _top_level(words: list[str]) -> int:
     listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     parser = Parser(
         prog="aragog",
-        description="Schedule agentic LLM workflows on simulated vLLM clusters: evaluate policies, and see why.",
+        description="Evaluate policies that schedule agentic LLM workflows on vLLM clusters.",
         epilog=f"commands:\n{listing}\n\n'aragog COMMAND --help' shows the options of a command.",
         formatter_class=argparse.RawTextHelpFormatter,
         usage="aragog [-h] [--version] COMMAND ...",

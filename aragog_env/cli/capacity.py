@@ -1,4 +1,4 @@
-"""Sweep the arrival rate: throughput-latency curve, throughput ceiling, and capacity under the SLO, per policy."""
+"""Sweep the arrival rate: throughput-latency curve, ceiling, and capacity under the SLO, per policy."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rates of the curve (default: fractions of each policy's ceiling)",
     )
     parser.add_argument(
+        "--window",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="offer every rate for at least this long (default: 120)",
+    )
+    parser.add_argument(
         "--precision",
         type=float,
         default=0.05,
@@ -46,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise SpecError("--resume needs --out: the folder to go on with")
     scenario = shared.scenario_from(options.scenario, options)
     folder = Path(options.out) if options.out else default_folder(f"capacity-{scenario.name}")
-    settings = SweepSettings(rates=_rates(options.rates), precision=options.precision)
+    settings = SweepSettings(_rates(options.rates), options.window, precision=options.precision)
     words = shared.command_line()
     try:
         results, found = capacity(

@@ -77,7 +77,8 @@ def _print(scenario: Scenario, workflows: tuple[WorkflowSpec, ...], digest: str)
     print_rows(f"Cluster {scenario.cluster.name}", header, replicas)
     total = sum(entry.weight for entry in scenario.workload.mix)
     for entry, workflow in zip(scenario.workload.mix, workflows, strict=True):
-        title = f"Workflow {workflow.name}: {100 * entry.weight / total:.0f}% of the requests, {workflow.queries} queries"
+        share = 100 * entry.weight / total
+        title = f"Workflow {workflow.name}: {share:.0f}% of the requests, {workflow.queries} queries"
         print_rows(
             title, ("Stage", "Kind", "After", "Models", "Details"), [_stage(s) for s in workflow.stages]
         )

@@ -40,9 +40,10 @@ def add_run_options(parser: argparse.ArgumentParser, *, seeds: int) -> None:
     """Add policies, seeds, output and processes."""
     from ..harness.defaults import DEFAULT_POLICIES
 
+    names = ", ".join(DEFAULT_POLICIES)
     parser.add_argument(
         "--policy", "-p", action="append", metavar="NAME",
-        help=f"policy, repeatable: NAME[:ARGUMENTS] or module:Class\n(default: {', '.join(DEFAULT_POLICIES)})",
+        help=f"policy, repeatable: NAME[:ARGUMENTS] or module:Class\n(default: {names})",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument(

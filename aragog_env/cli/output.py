@@ -86,6 +86,6 @@ def _table(title: str) -> Table:
     from rich import box
 
     return Table(
-        title=escape(title), title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        title=escape(title), title_justify="left", title_style="bold", caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip

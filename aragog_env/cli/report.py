@@ -25,7 +25,6 @@ def run(options: argparse.Namespace) -> int:
     from ..harness.report import write_report
 
     files = write_report(options.folder, capacity=options.capacity, baseline=options.baseline)
-    print(
-        f"report:  {files.html}\n         {files.markdown}\nfigures: {len(files.figures)} in {files.html.parent / 'figures'}"
-    )
+    print(f"report:  {files.html}\n         {files.markdown}")
+    print(f"figures: {len(files.figures)} in {files.html.parent / 'figures'}")
     return 0

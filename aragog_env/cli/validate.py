@@ -46,9 +46,8 @@ def run(options: argparse.Namespace) -> int:
             )
         )
     else:
-        print(
-            f"{len(found.checked)} runs re-run, {len(found.checked) - len(found.mismatches)} reproduced exactly"
-        )
+        exact = len(found.checked) - len(found.mismatches)
+        print(f"{len(found.checked)} runs re-run, {exact} reproduced exactly")
     for (policy, scenario, seed, _), problems in found.mismatches.items():
         print(f"error: {policy} on {scenario}, seed {seed}: {problems[0]}", file=sys.stderr)
         if len(problems) > 1:

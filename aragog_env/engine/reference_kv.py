@@ -106,7 +106,8 @@ class BlockPool:
 
     def free(self, blocks: Sequence[int]) -> None:
         """Give back a request's blocks, listed as the request got them (`single:free`, `free_blocks`)."""
-        plain, cached = [], []
+        plain: list[int] = []
+        cached: list[int] = []
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:

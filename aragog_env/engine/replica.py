@@ -47,7 +47,7 @@ def clear_call(state, e, c):
     call[c].replica = call[c].model = call[c].next = -1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _affordable_steps(replica, steps):
     """Return how many of `steps` decode-only iterations the free KV blocks last for."""
     cycles = replica.free // replica.running
@@ -63,7 +63,7 @@ def _affordable_steps(replica, steps):
     return n
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _steps_before_hit(state, e, r, replica, steps):
     """Return how many of `steps` decode-only iterations pass before one registers the block the waiting head misses.
 
@@ -107,7 +107,7 @@ def plan(state, e, r, tables, now):
     replica.end_ps = NEVER
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _stamp_first_tokens(state, e, r, replica):
     """Note the time of the first token for requests whose prompt ends in the iteration just planned."""
     for i in range(replica.running - 1, -1, -1):
@@ -116,7 +116,7 @@ def _stamp_first_tokens(state, e, r, replica):
             state.call[e, c].first_ps = replica.end_ps
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _close_stretch(state, e, r, spec, replica, steps):
     """Account for `steps` decode-only iterations of all running requests."""
     first = replica.step
@@ -173,7 +173,7 @@ def close_segment(state, e, r, tables):
     return count
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cut_stretch(state, e, r, spec, tables, replica, now):
     """Let the current stretch end with the iteration under way at `now`."""
     kv_tokens = replica.offset_sum + replica.running * (replica.step + 1)

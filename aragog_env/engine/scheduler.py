@@ -18,7 +18,7 @@ from .timing import decode_ps, prefill_ps
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def take_blocks(state, e, spec, replica, c, computed, after):
     """Allocate the KV blocks that call `c` needs to go from `computed` to `after` tokens; they must be free."""
     if spec.prefix != 0:
@@ -27,7 +27,7 @@ def take_blocks(state, e, spec, replica, c, computed, after):
         replica.free -= ((after + 15) >> 4) - ((computed + 15) >> 4)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def free_blocks(state, e, spec, replica, c, computed):
     """Return all KV blocks of call `c`, which has `computed` tokens."""
     blocks = (computed + 15) >> 4
@@ -49,7 +49,7 @@ def _remove_running(state, e, r, replica, i):
     replica.running -= 1
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _victim(state, e, r, spec, replica):
     """Return the position of the request to preempt: the last one, or the worst (priority, arrival time)."""
     if spec.priority == 0:
@@ -117,7 +117,7 @@ def _schedule_running(state, e, r, spec, replica, budget):
     return budget, preempted
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def admit_head(state, e, r, spec, replica, now, budget):
     """Try to admit the first waiting call; return its tokens in this iteration, 0 when it does not fit.
 
@@ -155,7 +155,7 @@ def admit_head(state, e, r, spec, replica, now, budget):
     return new
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _forget_sums(replica):
     """Empty the sums over decoding requests."""
     replica.offset_sum = 0
@@ -164,7 +164,7 @@ def _forget_sums(replica):
         replica.residue[k] = 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _count_decoding(replica, offset, finish):
     """Add a request to the sums over decoding requests."""
     if finish != NOT_DECODING:
@@ -173,7 +173,7 @@ def _count_decoding(replica, offset, finish):
         replica.next_finish = min(replica.next_finish, finish)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _commit_running(state, e, r, spec, tables, replica, begin):
     """Advance requests from position `begin` on by what was scheduled; return (tokens, sampled, decodes, kv, chunks_ps).
 
@@ -214,7 +214,7 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
     return tokens, sampled, decodes, kv_tokens, chunks
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _decode_blocks(state, e, r, spec, replica):
     """Let every running request decode one token when all do and the blocks suffice; return whether that was so."""
     need = replica.residue[(-replica.step) & 15]

@@ -1,1 +1,1 @@
-"""Running policies, measuring them, and reporting: everything above the backends and below the command line."""
+"""Running policies, measuring them, reporting: above the backends, below the command line."""

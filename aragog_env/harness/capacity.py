@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import floor, isfinite, log10
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from .results import Results, finite, open_for_writing
 from .statistics import Estimate, bootstrap
 
 CAPACITY_FILE: Final = "capacity.json"
-_SATURATED_GROWTH = 0.3
+_SATURATED_GROWTH = 0.2
 _STABLE_GROWTH = 0.05
 _SLO_SHARE = 0.95
 _MAX_DOUBLINGS = 14
@@ -44,6 +44,9 @@ class SweepSettings:
 
     rates: tuple[float, ...] = ()
     """Rates of the curve; empty: `fractions` of the ceiling, which is looked for first."""
+    window_s: float = 120.0
+    """Every rate is offered for at least this long: a burst shorter than a few completion times shows
+    neither a steady state nor a ceiling. Episodes at high rates have more requests than the scenario says."""
     fractions: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2)
     precision: float = 0.05
     """Bisection ends when the bracket around the capacity is this narrow, relatively."""
@@ -86,15 +89,22 @@ class Point:
 
     @property
     def sustained(self) -> bool:
-        """Whether P95 JCT is within the SLO and the backlog does not grow; False where that is unknown."""
-        return self.mean("slo_attainment") >= _SLO_SHARE and self.mean("backlog_growth") <= _STABLE_GROWTH
+        """Whether P95 JCT is within the SLO and the backlog does not grow; False where that is unknown.
+
+        The requests in flight fluctuate by their square root, which in a short episode looks like growth; only
+        when the latencies also grow with the time of arrival is it taken for that.
+        """
+        if self.saturated or not self.mean("slo_attainment") >= _SLO_SHARE:
+            return False
+        growths = [self.mean("backlog_growth"), self.mean("latency_trend")]
+        return min((g for g in growths if isfinite(g)), default=1.0) <= _STABLE_GROWTH
 
 
 Search = Generator[list[float], Mapping[float, Point], PolicyCapacity]
 
 
 def search(policy: str, first_rate_rps: float, settings: SweepSettings) -> Search:
-    """Look for ceiling and capacity: yields rates, is sent the points at all rates so far, returns what it found."""
+    """Look for ceiling and capacity: yields rates, is sent all points so far, returns what it found."""
     if settings.rates:
         curve = [round_rate(rate) for rate in settings.rates]
         points = yield curve
@@ -156,7 +166,7 @@ def capacity(
         searches = {name: search(name, first, settings) for name in names}
         with Pool(workers or usable_cores(), policy_maker(policies), make_backend) as pool:
             try:
-                found = _advance(searches, base, seed_list, results, pool, progress)
+                found = _advance(searches, base, settings, seed_list, results, pool, progress)
             except SpecError:
                 results.discard_if_empty()
                 raise
@@ -191,13 +201,20 @@ def points_of(results: Results, policy: str) -> dict[float, Point]:
 
 
 def round_rate(rate_rps: float) -> float:
-    """Round to three significant digits, so that a rate is the same number wherever it is computed or read."""
+    """Round to three significant digits, so that a rate is one number wherever it is computed or read."""
     return round(rate_rps, 2 - floor(log10(rate_rps)))
+
+
+def at_rate(base: Scenario, rate_rps: float, settings: SweepSettings) -> Scenario:
+    """Return the scenario at another arrival rate, long enough to say something about it."""
+    requests = max(base.horizon.requests, ceil(rate_rps * settings.window_s))
+    return override(base, rate_rps=rate_rps, requests=requests)
 
 
 def _advance(
     searches: dict[str, Search],
     base: Scenario,
+    settings: SweepSettings,
     seeds: list[int],
     results: Results,
     pool: Pool,
@@ -209,7 +226,7 @@ def _advance(
     wanted = {name: next(s) for name, s in searches.items()}
     while wanted:
         jobs = [
-            Job(name, override(base, rate_rps=rate), seed, str(results.folder), rate)
+            Job(name, at_rate(base, rate, settings), seed, str(results.folder), rate)
             for name, rates in wanted.items()
             for rate in rates
             for seed in seeds
@@ -255,7 +272,7 @@ def _throughput(point: Point) -> float:
 
 
 def _bracket(points: Mapping[float, Point]) -> tuple[float, float]:
-    """Return the largest rate below which all tried are sustained (0 if none), and the lowest that is not (nan)."""
+    """Return the largest rate up to which all are sustained (0: none), and the lowest that is not (nan)."""
     low = 0.0
     for rate in sorted(points):
         if not points[rate].sustained:

@@ -1,4 +1,4 @@
-"""The Gantt figure of one episode: every call on its replica, and how full the replicas are over the whole episode."""
+"""The Gantt figure of one episode: every call on its replica, and the load of the replicas over time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BAND = 0.86
 
 
 def gantt(log: EpisodeLog) -> Figure:
-    """Draw the calls of a stretch of `log` (left axis: one band per replica), then the load over the whole episode."""
+    """Draw the calls of a stretch of `log`, one band per replica, then the load over the whole episode."""
     replicas = len(log.replicas)
 
     def paint(figure: Figure) -> None:
@@ -68,7 +68,7 @@ def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
 
 
 def _calls(axes: Axes, log: EpisodeLog, calls: Any, finish: Any, y: Any, height: float) -> None:
-    """One bar per call: the workflow's colour, darker for later stages, with a hollow part until the first token."""
+    """One bar per call in its workflow's colour: darker for later stages, pale until the first token."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgb
 

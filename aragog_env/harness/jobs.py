@@ -1,4 +1,4 @@
-"""One run of an experiment: a (policy, scenario, seed), executed in whatever process, with its log on disk."""
+"""One run of an experiment: a (policy, scenario, seed), executed in any process, its log put on disk."""
 
 from __future__ import annotations
 

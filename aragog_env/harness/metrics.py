@@ -55,6 +55,13 @@ METRICS: Final[dict[str, MetricInfo]] = {
     "backlog_growth": MetricInfo(
         "Backlog growth", "", 3, "lower", "requests in flight gained per arrival, second half of the arrivals"
     ),
+    "latency_trend": MetricInfo(
+        "Latency trend",
+        "",
+        3,
+        "lower",
+        "share of arrivals that are not served in time, from the growth of JCT",
+    ),
     "jct_mean_s": MetricInfo("JCT mean", "s", 2, "lower", "workflow completion time"),
     "jct_p25_s": MetricInfo("JCT P25", "s", 2, "lower", "workflow completion time, 25th percentile"),
     "jct_p50_s": MetricInfo("JCT P50", "s", 2, "lower", "workflow completion time, median"),
@@ -199,11 +206,12 @@ def _load(requests: NDArray[np.void], done: NDArray[np.bool_]) -> dict[str, floa
     return {
         "bulk_throughput_rps": bulk / bulk_s if bulk_s > 0 else float("nan"),
         "backlog_growth": _backlog_growth(arrivals_s, finishes_s),
+        "latency_trend": _latency_trend(requests[done]),
     }
 
 
 def _backlog_growth(arrivals_s: Floats, finishes_s: Floats) -> float:
-    """Compare mean requests in flight in two windows of the arrival period: near its end and just before its half.
+    """Compare mean requests in flight in two windows of the arrival period: its last and its third sixth.
 
     By a third of the period a stable system has filled up; one offered more than it can serve gains a share
     1 - capacity / rate of all arrivals, whatever its size.
@@ -216,6 +224,22 @@ def _backlog_growth(arrivals_s: Floats, finishes_s: Floats) -> float:
         t = begin + length * np.linspace(*window, 64)
         means.append(float((np.searchsorted(arrivals_s, t) - np.searchsorted(finishes_s, t)).mean()))
     return (means[1] - means[0]) / (len(arrivals_s) / 2)
+
+
+def _latency_trend(done: NDArray[np.void]) -> float:
+    """Return slope / (1 + slope) of the least-squares line of JCT over arrival time, but for the first third.
+
+    In an overloaded queue JCT grows by rate / capacity - 1 seconds per second, so that this estimates the
+    same share as `_backlog_growth`, with far less noise near capacity; far beyond it, where arrivals are over
+    before anything is served, it means nothing.
+    """
+    arrival_s = np.asarray(done["arrival_s"], dtype=np.float64)
+    late = done[arrival_s >= np.quantile(arrival_s, 1 / 3)] if len(done) >= 12 else done[:0]
+    if len(late) < 8 or np.ptp(late["arrival_s"]) <= 0:
+        return float("nan")
+    x = late["arrival_s"] - late["arrival_s"].mean()
+    slope = float(x @ (late["finish_s"] - late["arrival_s"])) / float(x @ x)
+    return slope / (1 + slope) if slope > -0.5 else -1.0
 
 
 def _accuracy(done: NDArray[np.void]) -> dict[str, float]:

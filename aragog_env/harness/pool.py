@@ -113,7 +113,7 @@ class Pool:
         self.close()
 
     def _run_parallel(self, queue: deque[Job], width: int, on_start: OnStart, on_done: OnDone) -> list[Job]:
-        """Run the queue, at most `width` jobs at a time; return the jobs that were running when a process died."""
+        """Run the queue, `width` jobs at a time; return the jobs that were running when a process died."""
         suspects: list[Job] = []
         running: dict[Future[RunResult], Job] = {}
         try:

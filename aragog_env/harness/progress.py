@@ -1,4 +1,4 @@
-"""Progress bars on standard error: one per policy and a total with the time left; silent when nobody looks."""
+"""Progress bars on standard error, one per policy and a total; silent when nobody looks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Progress(Protocol):
     """Told about every job of an experiment."""
 
     def begin(self, jobs: Sequence[Job], skipped: int) -> None:
-        """`jobs` are about to be run, in addition to those already announced; `skipped` were already on disk."""
+        """`jobs` are about to be run, besides those announced before; `skipped` were already on disk."""
 
     def start(self, job: Job) -> None:
         """`job` starts."""

@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit that `folder` is at and whether tracked files differ from it; empty outside a repository."""
+    """Return the commit of `folder` and whether tracked files differ from it; empty outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}

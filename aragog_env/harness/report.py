@@ -1,4 +1,4 @@
-"""Write the report of a results folder: report.html (one file), report.md and figures/*.png. Reads only files."""
+"""Write the report of a results folder, from files alone: report.html, report.md and figures/*.png."""
 
 from __future__ import annotations
 
@@ -107,13 +107,14 @@ class _Report:
         unfinished = sum(int(run.metrics["unfinished"]) for run in results.ok)
         machine = results.manifest["sessions"][-1]["machine"]
         self._paragraph(
-            f"{len(policies)} policies, {len(seeds)} seeds ({_ranges(seeds)}), {len(results.ok)} finished runs, "
-            f"{counted:,} counted requests. Computed on {machine['cpu']} ({machine['cores']} cores, {machine['system']})."
+            f"{len(policies)} policies, {len(seeds)} seeds ({_ranges(seeds)}), {len(results.ok)} finished "
+            f"runs, {counted:,} counted requests. Computed on {machine['cpu']} ({machine['cores']} cores, "
+            f"{machine['system']})."
         )
         if unfinished:
             self._paragraph(
-                f"{unfinished:,} requests were unfinished when an episode was cut. They count as SLO misses; JCT "
-                "percentiles are over completed requests only.",
+                f"{unfinished:,} requests were unfinished when an episode was cut. They count as SLO misses; "
+                "JCT percentiles are over completed requests only.",
                 "warn",
             )
         if results.failed:
@@ -182,9 +183,9 @@ class _Report:
         self.page.add("<h3>Episodes</h3>")
         for policy in series.policies:
             caption = (
-                f"{policy.policy}, seed {policy.example.seed}. Top: LLM calls on their replicas in the shaded stretch of "
-                "the episode, coloured by workflow (pale until the first token, darker for later stages). Bottom: calls "
-                "running on each replica over the whole episode."
+                f"{policy.policy}, seed {policy.example.seed}. Top: LLM calls on their replicas in the "
+                "shaded stretch of the episode, coloured by workflow (pale until the first token, darker for "
+                "later stages). Bottom: calls running on each replica over the whole episode."
             )
             self._figure(
                 gantt(policy.example), f"gantt-{series.scenario}-{policy.policy}", caption, vector=False
@@ -194,6 +195,9 @@ class _Report:
         found = load_capacity(sweep.folder)
         (name,) = sweep.manifest["scenarios"]
         self._section(f"Throughput and latency: {name}")
+        self._paragraph(_describe_scenario(sweep.scenario(name), None))
+        window_s = sweep.manifest["sessions"][-1]["settings"]["sweep"]["window_s"]
+        self._paragraph(f"Rates other than the scenario's are offered for at least {window_s:g} s each.")
         if not found:
             self._paragraph("The sweep is not finished; its curves are those of the runs so far.", "warn")
         by_name: dict[str, PolicyCapacity] = {p.policy: p for p in found if p.error is None}
@@ -203,8 +207,8 @@ class _Report:
             self._figure(
                 plots.throughput_latency(points, by_name, self.colours, latency),
                 f"throughput-{latency}-{name}",
-                f"{METRICS[latency].label} against arrival rate (left) and achieved throughput (right), mean over seeds. "
-                "A ring marks the capacity under the SLO.",
+                f"{METRICS[latency].label} against arrival rate (left) and achieved throughput (right), mean "
+                "over seeds. A ring marks the capacity under the SLO.",
             )
         if found:
             objective = sweep.scenario(name).objective
@@ -242,7 +246,7 @@ class _Report:
                 ("Command", session["command"]),
                 ("Versions", ", ".join(f"{k} {v}" for k, v in session["versions"].items())),
                 ("Commit", commit),
-                ("Machine", ", ".join(str(v) for v in session["machine"].values())),
+                ("Machine", "{cpu}, {cores} cores, {system}".format(**session["machine"])),
             ]
             self.page.definitions(pairs)
             self.markdown += [f"* {name}: {value}" for name, value in pairs]
@@ -297,8 +301,8 @@ def _describe_scenario(scenario: Scenario, series: ScenarioSeries | None) -> str
     )
     warmup = f", the first {horizon.warmup_requests} as warm-up" if horizon.warmup_requests else ""
     text = (
-        f"{scenario.description} Arrivals: {arrivals.kind}{trace}{rate}; {horizon.requests} requests per episode{warmup}. "
-        f"Workflows: {mix}. SLO: {slo}."
+        f"{scenario.description} Arrivals: {arrivals.kind}{trace}{rate}; {horizon.requests} requests per "
+        f"episode{warmup}. Workflows: {mix}. SLO: {slo}."
     ).strip()
     return text + (_synthetic(series) if series else "")
 

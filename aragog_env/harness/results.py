@@ -69,7 +69,7 @@ class Results:
 
     @property
     def runs(self) -> list[RunResult]:
-        """All runs, the last line of each key, in the order in which policies and scenarios were asked for."""
+        """All runs, the last line of each key, in the order in which policies and scenarios were given."""
         sessions = self.manifest["sessions"]
         policies = [name for session in sessions for name in session["settings"].get("policies", ())]
         rank = {name: i for i, name in enumerate(dict.fromkeys(policies))}
@@ -257,15 +257,16 @@ def _check_same(results: Results, described: Mapping[str, Mapping[str, Any]], ki
         for part in ("hash", "trace_sha256"):
             if there[name].get(part) != new.get(part):
                 what = "definition" if part == "hash" else "trace file"
+                was, now = (str(d.get(part))[:12] for d in (there[name], new))
                 raise SpecError(
                     f"this folder holds results of another scenario: the {what} of '{name}' has changed "
-                    f"({str(there[name].get(part))[:12]} there, {str(new.get(part))[:12]} now); use another --out",
+                    f"({was} there, {now} now); use another --out",
                     where=where,
                 )
 
 
 def _lock_and_repair(path: Path) -> IO[bytes]:
-    """Open for appending, alone; a last line without its newline (the writer was killed) is cut off and re-run."""
+    """Open for appending, alone; a last line that a killed writer left without newline is cut off."""
     file = open(path, "a+b")
     try:
         import fcntl

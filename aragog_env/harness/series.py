@@ -73,7 +73,7 @@ def in_flight(log: EpisodeLog, times_s: Floats) -> NDArray[np.int64]:
 
 
 def occupancy(log: EpisodeLog, replica: int, times_s: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (running, waiting) calls of a replica at each time: scheduled once, and dispatched but not scheduled yet."""
+    """Return (running, waiting) calls of a replica at each time; waiting: dispatched, never scheduled yet."""
     calls = log.calls[log.calls["route"] == replica]
 
     def ended_by(column: str) -> NDArray[np.int64]:
@@ -105,7 +105,7 @@ def lanes(begin_s: Floats, end_s: Floats) -> NDArray[np.int64]:
 
 
 def gantt_window(log: EpisodeLog, calls: int = 350) -> tuple[float, float]:
-    """Return a stretch around the middle of the arrivals that about `calls` calls touch: more cannot be read."""
+    """Return a stretch in the middle in which about `calls` calls start: more cannot be read."""
     started = log.calls["start_s"][np.isfinite(log.calls["start_s"])]
     if len(started) <= calls:
         return 0.0, float(log.duration_s)

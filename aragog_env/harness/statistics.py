@@ -84,7 +84,7 @@ def _as_groups(strata: Any) -> list[Any]:
 
 
 def _expanded_tail(n: int) -> float:
-    """Return the tail probability whose normal quantile, times sqrt((n - 1) / n), is Student's t with n - 1 degrees."""
+    """Return the tail whose normal quantile times sqrt((n - 1) / n) is Student's t with n - 1 degrees."""
     z, v = NormalDist().inv_cdf(0.975), n - 1
     # Cornish-Fisher expansion of the t quantile; below 3 degrees it is too small, but there the bootstrap
     # distribution itself ends before the quantile does.

@@ -21,7 +21,8 @@ CALLS = (
     "prefill_mean_s", "decode_mean_s",
 )  # fmt: skip
 RESOURCES = (
-    "goodput_rps", "unfinished", "usd_per_request", "usd_rental_per_request", "utilisation", "batch_mean", "prefix_hit_rate",
+    "goodput_rps", "unfinished", "usd_per_request", "usd_rental_per_request", "utilisation", "batch_mean",
+    "prefix_hit_rate",
     "preemptions", "decision_p50_ms", "decision_p99_ms",
 )  # fmt: skip
 COMPARED = (
@@ -63,8 +64,8 @@ class Table:
         notes = "".join(f"<p class='note'>{html.escape(n)}</p>" for n in self.notes)
         caption = f"<b>Table {number}.</b> {html.escape(self.caption)}"
         return (
-            f"<figure class='table'><figcaption>{caption}</figcaption><div class='scroll'><table><thead><tr>{head}</tr>"
-            f"</thead><tbody>\n{body}</tbody></table></div>{notes}</figure>\n"
+            f"<figure class='table'><figcaption>{caption}</figcaption><div class='scroll'><table>"
+            f"<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>{notes}</figure>\n"
         )
 
     def to_markdown(self, number: int) -> str:
@@ -118,9 +119,7 @@ def differences_table(table: Summary) -> Table | None:
     if not rows:
         return None
     caption = f"Differences to {table.baseline}, paired by seed."
-    notes = (
-        "Mean difference, 95% bootstrap interval of the paired differences; bold: the interval leaves out zero.",
-    )
+    notes = ("Mean of the paired differences, 95% bootstrap interval; bold: the interval leaves out zero.",)
     return Table(caption, ("Policy", *map(heading, shown)), tuple(rows), notes)
 
 
@@ -152,8 +151,9 @@ def capacity_table(found: Sequence[PolicyCapacity], seeds: int, slo: str) -> Tab
         )
     header = ("Policy", "Ceiling (req/s)", "at rate (req/s)", "Capacity (req/s)", "rates tried")
     notes = (
-        f"Ceiling: highest throughput over the sweep, {seeds} seeds per rate. Capacity: largest rate at which P95 JCT is "
-        f"within the SLO ({slo}) and the backlog does not grow; the true value lies in the bracket.",
+        f"Ceiling: highest throughput over the sweep, {seeds} seeds per rate. Capacity: largest rate at "
+        f"which P95 JCT is within the SLO ({slo}) and the backlog does not grow; the true value lies in the "
+        "bracket.",
     )
     return Table("Throughput ceiling and capacity under the SLO.", header, tuple(rows), notes)
 
@@ -179,7 +179,8 @@ def tokens_table(series: ScenarioSeries) -> Table:
                 )
             )
     header = (
-        "Policy", "Model", "Calls", "Share (%)", "Prompt tok/call", "Prefix hits (%)", "Output tok/call", "Preemptions",
+        "Policy", "Model", "Calls", "Share (%)", "Prompt tok/call", "Prefix hits (%)", "Output tok/call",
+        "Preemptions",
     )  # fmt: skip
     return Table(
         "Calls, tokens and prefix-cache hits by model, all seeds.",

@@ -1,4 +1,4 @@
-"""Mirror a results folder to Weights & Biases. The files stay the source of truth; nothing is read back from there.
+"""Mirror a results folder to Weights & Biases. The files stay the source of truth; nothing is read back.
 
 One W&B run per (policy, scenario, seed) with job type `eval`, and one with job type `report` that holds the
 table of all runs and the folder's files as an artifact; all in one group, which is the folder's name. Runs

@@ -87,7 +87,7 @@ def _compare(
 ) -> list[str]:
     scenario = results.scenario(run.scenario)
     if run.rate_rps is not None:
-        scenario = override(scenario, rate_rps=run.rate_rps)
+        scenario = override(scenario, rate_rps=run.rate_rps, requests=run.config["requests"])
     old = results.log(run)
     backend = make_backend(scenario)
     new = run_episode(make_policy(run.policy), run.policy, backend, run.seed)

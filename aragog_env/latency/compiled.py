@@ -37,7 +37,7 @@ class CompiledLatency(NamedTuple):
     chunk_table_ps: NDArray[np.float64]  # (N, C)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped-def]
     """Return the segment of the decode curve for `decodes` sequences with `kv_tokens` tokens of context in all."""
     segment = 0
@@ -49,7 +49,7 @@ def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped
     return segment
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def chunk_ps(chunk_new, chunk_cached, table_ps, new, cached):  # type: ignore[no-untyped-def]
     """Return the attention time of one prefill chunk of `new` tokens on `cached` earlier ones.
 

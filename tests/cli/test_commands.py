@@ -94,7 +94,21 @@ def test_resume_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[
 
 
 def test_capacity(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["capacity", "-s", "toy", "--requests", "60", "-j", "1", "--seeds", "1", "--out", "c"]
+    words = [
+        "capacity",
+        "-s",
+        "toy",
+        "--requests",
+        "60",
+        "-j",
+        "1",
+        "--seeds",
+        "1",
+        "--window",
+        "20",
+        "-o",
+        "c",
+    ]
     assert cli.main([*words, "-p", "round_robin", "--precision", "0.2", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["policies"]
     assert 0 < found["capacity_rps"] < 1.3 * found["ceiling_rps"]["value"]

@@ -1,4 +1,4 @@
-"""A tiny cluster that serves a three-stage chain: enough dynamics to test the harness without the simulator."""
+"""A tiny cluster that serves a three-stage chain: enough dynamics to test the harness by itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_scenario(
 
 
 class FakeBackend:
-    """Three replicas of growing models; a call takes output tokens x its replica's pace, `SLOTS` at a time."""
+    """Three replicas, `SLOTS` calls at a time; a call takes output tokens x its replica's pace."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario

@@ -33,6 +33,7 @@ def _known_system(rate: float, ceiling: float, slo_limit: float) -> Point:
         "bulk_throughput_rps": min(rate, ceiling),
         "throughput_rps": min(rate, ceiling),
         "backlog_growth": growth,
+        "latency_trend": growth,
         "slo_attainment": attainment,
         "unfinished": 0.0,
         "requests": 100.0,
@@ -70,6 +71,16 @@ def test_search_finds_ceiling_and_capacity_from_any_start(
 def test_capacity_is_bounded_by_the_backlog_even_if_the_slo_is_met() -> None:
     found, _ = _drive(1.0, SweepSettings(), ceiling=5.0, slo_limit=1e9)
     assert found.capacity_rps == pytest.approx(5.0, rel=0.06)
+
+
+def test_noise_in_the_backlog_alone_is_no_growth() -> None:
+    point = _known_system(1.0, ceiling=2.0, slo_limit=9.0)
+    for metrics in point.metrics:
+        metrics["backlog_growth"] = 0.1
+    assert point.sustained
+    for metrics in point.metrics:
+        metrics["latency_trend"] = 0.1
+    assert not point.sustained
 
 
 def test_capacity_is_zero_when_the_slo_is_never_met() -> None:
@@ -120,7 +131,7 @@ def test_a_resumed_sweep_repeats_its_search_from_disk(tmp_path: Path) -> None:
 
 def test_a_policy_that_fails_ends_its_search_only(tmp_path: Path) -> None:
     scenario = make_scenario(tmp_path)
-    results, found = capacity(
+    _, found = capacity(
         {"bad": Raises, "small": Fixed},
         scenario,
         1,

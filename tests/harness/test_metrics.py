@@ -148,4 +148,5 @@ def test_backlog_growth_is_the_share_of_arrivals_that_cannot_be_served(
     log = replace(tiny, requests=requests, calls=tiny.calls[:0], warmup_requests=0, truncated=False)
     m = episode_metrics(log)
     assert m["backlog_growth"] == pytest.approx(growth, abs=0.01)
+    assert m["latency_trend"] == pytest.approx(growth, abs=0.01)
     assert m["bulk_throughput_rps"] == pytest.approx(min(2.0, service_rps), rel=0.01)

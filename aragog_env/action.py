@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from .jit import borrowed, njit, prange
+from .jit import inlined, kernel, njit, prange
 from numpy.typing import NDArray
 
 from .events import advance
@@ -33,7 +33,7 @@ def allocate_steps(environments: int) -> StepArrays:
     return StepArrays(*(np.zeros(environments, kind) for kind in kinds))  # type: ignore[arg-type]
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def resolve(mask, action):
     """Return (action to carry out, whether it was invalid): a masked action waits, or if it cannot, does the first valid one."""
     last = mask.shape[0] - 1
@@ -47,7 +47,7 @@ def resolve(mask, action):
     return last, 1
 
 
-@njit(cache=True)
+@kernel
 def step_environment(wt, tables, state, progress, e, action, out, result):
     """Carry out `action` in environment `e`, simulate to the next decision and observe it."""
     env = progress.env[e]
@@ -74,12 +74,10 @@ def step_environment(wt, tables, state, progress, e, action, out, result):
     result.truncated[e] = env.truncated
 
 
-@njit(cache=True)
+@kernel
 def step_one(wt, tables, state, progress, action, out, result):
     """`step_environment` for environment 0."""
-    step_environment(
-        borrowed(wt), borrowed(tables), borrowed(state), borrowed(progress), 0, action, borrowed(out), borrowed(result)
-    )
+    step_environment(wt, tables, state, progress, 0, action, out, result)
 
 
 @njit(cache=True, parallel=True)
@@ -87,13 +85,4 @@ def step_all(wt, tables, state, progress, actions, skip, out, result):
     """`step_environment` for every environment but those in `skip`, over all threads numba may use."""
     for e in prange(actions.shape[0]):
         if not skip[e]:
-            step_environment(
-                borrowed(wt),
-                borrowed(tables),
-                borrowed(state),
-                borrowed(progress),
-                e,
-                actions[e],
-                borrowed(out),
-                borrowed(result),
-            )
+            step_environment(wt, tables, state, progress, e, actions[e], out, result)

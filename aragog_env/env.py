@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,12 +14,21 @@ from .action import allocate_steps, step_one
 from .backends.sim import episode_log
 from .compiled_scenario import CompiledScenario, compile_scenario
 from .episode import EpisodeLog
-from .observation import Observation, ObservationArrays, allocate_observations, observation_space, observe
+from .observation import (
+    Observation,
+    ObservationArrays,
+    PairFeature,
+    allocate_observations,
+    observation_space,
+    observe,
+)
 from .reward import Reward
 from .simulation import Simulation
 from .specs.load import load_scenario
 from .specs.override import override
 from .specs.scenario import Scenario
+
+T = TypeVar("T")
 
 
 def resolve_scenario(scenario: str | Path | Scenario, overrides: dict[str, Any] | None) -> CompiledScenario:
@@ -32,19 +42,21 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     ## Description
 
-    Requests arrive over time. Each runs through a workflow, a directed acyclic graph of LLM calls and tools. A call is ready
-    when its parents are done. One step sends one ready call to one route (a replica serving one model) or waits. Between
-    decisions the cluster is simulated iteration by iteration as vLLM V1 schedules it (`aragog_env.engine`), in virtual
-    time. Small models are fast and less accurate, large ones slow and accurate; the choice at every stage decides the
-    latency of the request, the load that others meet, and whether the answer is right.
+    Requests arrive over time. Each runs through a workflow, a directed acyclic graph of LLM calls and
+    tools. A call is ready when its parents are done. One step sends one ready call to one route (a replica
+    serving one model) or waits. Between decisions the cluster is simulated iteration by iteration as vLLM
+    V1 schedules it (`aragog_env.engine`), in virtual time. Small models are fast and less accurate, large
+    ones slow and accurate; the choice at every stage decides the latency of the request, the load that
+    others meet, and whether the answer is right.
 
     ## Action Space
 
-    `Discrete(K * R + 1)`. Action `slot * R + route` sends the call in ready slot `slot` (0..K-1) to route `route` (0..R-1);
-    the last action waits until the next event (an arrival or a completion). Slots hold the first K ready calls in order of
-    request arrival and, inside a request, of depth to the leaf. After a dispatch the next step is at the same instant while
-    calls are ready. `observation["action_mask"]` says which actions are valid; a masked action never raises: it counts as
-    wait (or as the first valid action where waiting would never end) and sets `info["invalid_action"]`.
+    `Discrete(K * R + 1)`. Action `slot * R + route` sends the call in ready slot `slot` (0..K-1) to route
+    `route` (0..R-1); the last action waits until the next event (an arrival or a completion). Slots hold
+    the first K ready calls in order of request arrival and, inside a request, of depth to the leaf. After a
+    dispatch the next step is at the same instant while calls are ready. `observation["action_mask"]` says
+    which actions are valid; a masked action never raises: it counts as wait (or as the first valid action
+    where waiting would never end) and sets `info["invalid_action"]`.
 
     ## Observation Space
 
@@ -54,21 +66,21 @@ class StageDispatchEnv(gym.Env[Observation, int]):
     | --- | --- | --- |
     | `calls` | (K, 8) | ready calls: age, depth, progress, prompt length, ... (`CallFeature`) |
     | `routes` | (R, 8) | replicas: running, waiting, KV use, model, ... (`RouteFeature`) |
-    | `pairs` | (K, R, 4) | call on route: allowed, predicted latency, ... (`PairFeature`) |
+    | `pairs` | (K * R, 4) | row a: call and route of action a: predicted latency, ... (`PairFeature`) |
     | `globals` | (3,) | requests in flight, ready calls, overflow (`GlobalFeature`) |
     | `action_mask` | (K * R + 1,) | 1 = valid |
 
     ## Starting State
 
-    An empty cluster at the first arrival. All randomness (arrivals, queries, think times, the luck of grading) is drawn from
-    the seed and does not depend on the actions. `reset(seed=s)` gives the traffic that the evaluation harness uses for
-    seed s; later `reset()` calls draw new traffic.
+    An empty cluster at the first arrival. All randomness (arrivals, queries, think times, the luck of
+    grading) is drawn from the seed and does not depend on the actions. `reset(seed=s)` gives the traffic
+    that the evaluation harness uses for seed s; later `reset()` calls draw new traffic.
 
     ## Rewards
 
-    Minus the integral of requests in flight over the time that passed, divided by the scenario's SLO latency, plus
-    `accuracy_weight` for each request completed with a right answer. Time is semi-Markov: `info["dt"]` seconds pass per
-    step and `info["discount"] = exp(-beta * dt)`.
+    Minus the integral of requests in flight over the time that passed, divided by the scenario's SLO
+    latency, plus `accuracy_weight` for each request completed with a right answer. Time is semi-Markov:
+    `info["dt"]` seconds pass per step and `info["discount"] = exp(-beta * dt)`.
 
     ## Episode End
 
@@ -76,8 +88,12 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     ## Information
 
-    `action_mask`, `dt`, `discount`, `invalid_action`, `reward/latency`, `reward/accuracy`, `overflow` (ready calls beyond
-    the K slots now), `time_s`; and on the last step `metrics` (`aragog_env.harness.metrics`).
+    `action_mask`, `dt`, `discount`, `invalid_action`, `reward/latency`, `reward/accuracy`, `overflow`
+    (ready calls beyond the K slots now), `time_s`; and on the last step `metrics`
+    (`aragog_env.harness.metrics`). `reset` gives `action_mask`, `time_s` and `seed`, the seed of the
+    episode's traffic.
+
+    `copy.deepcopy(env)` and pickles continue from the present moment with the same bytes.
 
     ## Arguments
 
@@ -87,14 +103,15 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     ## References
 
-    Dai et al., Aragog: Just-in-Time Model Routing for Scalable Serving of Agentic Workflows (arXiv 2511.20975); vLLM V1.
+    Dai et al., Aragog: Just-in-Time Model Routing for Scalable Serving of Agentic Workflows (arXiv
+    2511.20975); vLLM V1.
 
     ## Version History
 
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -104,13 +121,15 @@ class StageDispatchEnv(gym.Env[Observation, int]):
     ) -> None:
         self.compiled = resolve_scenario(scenario, overrides)
         self.render_mode = render_mode
-        slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
-        self.observation_space = observation_space(slots, routes)
-        self.action_space = gym.spaces.Discrete(slots * routes + 1)
+        self.observation_space: gym.Space[Any]
+        self.action_space: gym.Space[Any]
+        self.observation_space, self.action_space = spaces(self.compiled)
         self.reward = Reward(self.compiled)
         self.simulation = Simulation(self.compiled)
-        self._out = allocate_observations(1, slots, routes)
+        self._slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
+        self._out = allocate_observations(1, self._slots, routes)
         self._result = allocate_steps(1)
+        self._overflow = self._overflowed = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -122,6 +141,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         sim = self.simulation
         observe(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, 0, self._out)
         observation = self._observation()
+        self._overflow, self._overflowed = self._beyond_slots(), 0
         return observation, {
             "action_mask": observation["action_mask"].copy(),
             "time_s": self.time_s,
@@ -131,10 +151,12 @@ class StageDispatchEnv(gym.Env[Observation, int]):
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Carry out one decision and simulate to the next."""
         sim, compiled, result = self.simulation, self.compiled, self._result
+        self._overflowed += self._overflow > 0
         step_one(compiled.workflow, compiled.engine, sim.state, sim.progress, int(action), self._out, result)
         latency, accuracy = self.reward.parts(int(result.in_flight_ps[0]), int(result.correct[0]))
         elapsed = int(result.elapsed_ps[0])
         observation = self._observation()
+        self._overflow = self._beyond_slots()
         terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
         info: dict[str, Any] = {
             "action_mask": observation["action_mask"].copy(),
@@ -143,17 +165,19 @@ class StageDispatchEnv(gym.Env[Observation, int]):
             "invalid_action": bool(result.invalid[0]),
             "reward/latency": latency,
             "reward/accuracy": accuracy,
-            "overflow": max(0, int(sim.progress.env["ready"][0]) - len(observation["calls"])),
+            "overflow": self._overflow,
             "time_s": self.time_s,
         }
         if terminated or truncated:
-            from .harness.metrics import episode_metrics
-
-            info["metrics"] = episode_metrics(self.log())
+            info["metrics"] = final_metrics(sim, 0, self._overflowed)
         return observation, latency + accuracy, terminated, truncated, info
 
     def _observation(self) -> Observation:
         return single_observation(self._out, 0)
+
+    def _beyond_slots(self) -> int:
+        """Return how many ready calls have no slot."""
+        return max(0, int(self.simulation.progress.env["ready"][0]) - self._slots)
 
     @property
     def time_s(self) -> float:
@@ -162,11 +186,24 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the mask as booleans, under the name sb3-contrib's MaskablePPO looks for."""
-        return self._out.mask[0].astype(np.bool_)
+        mask: NDArray[np.bool_] = self._out.mask[0].astype(np.bool_)
+        return mask
 
     def log(self) -> EpisodeLog:
         """Return every request and call of the episode so far."""
         return episode_log(self.simulation, 0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StageDispatchEnv:
+        """Copy everything but the compiled scenario, which never changes."""
+        return copy_sharing(self, self.compiled, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the compiled scenario out of pickles: it is made again from the scenario."""
+        return {**self.__dict__, "compiled": self.compiled.scenario}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.compiled = compile_scenario(state["compiled"])
 
     def render(self) -> Any:
         """Return the present state as text (`ansi`) or as an (H, W, 3) uint8 image (`rgb_array`)."""
@@ -179,12 +216,46 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         return None
 
 
+def spaces(compiled: CompiledScenario) -> tuple[gym.spaces.Dict, gym.spaces.Discrete]:
+    """Return the observation and action space of one environment."""
+    slots, routes = compiled.scenario.observation.ready_slots, len(compiled.replicas)
+    space = observation_space(slots, routes)
+    # One row per action: standard tools take a three-dimensional array for an image.
+    space["pairs"] = gym.spaces.Box(0.0, 1.0, (slots * routes, len(PairFeature)), np.float32)
+    return space, gym.spaces.Discrete(slots * routes + 1)
+
+
 def single_observation(out: ObservationArrays, e: int) -> Observation:
     """Return a copy of the observation of environment `e`."""
     return {
         "calls": out.calls[e].copy(),
         "routes": out.routes[e].copy(),
-        "pairs": out.pairs[e].copy(),
+        "pairs": out.pairs[e].copy().reshape(-1, len(PairFeature)),
         "globals": out.globals[e].copy(),
         "action_mask": out.mask[e].copy(),
     }
+
+
+def final_metrics(simulation: Simulation, e: int, overflowed: int) -> dict[str, float]:
+    """Return the metrics of the episode that ended in environment `e`.
+
+    Args:
+        simulation: the environments.
+        e: which of them.
+        overflowed: decisions of the episode with more ready calls than slots.
+    """
+    from .harness.metrics import episode_metrics
+
+    log = episode_log(simulation, e)
+    log.notes["overflow"] = int(overflowed)
+    # Whoever steps the environment decides: there are decisions to count, but none to time.
+    return episode_metrics(log) | {"decisions": float(simulation.progress.env["decisions"][e])}
+
+
+def copy_sharing(original: T, shared: object, memo: dict[int, Any]) -> T:
+    """Return a deep copy of `original` that has the object `shared` in common with it."""
+    memo[id(shared)] = shared
+    twin = object.__new__(type(original))
+    memo[id(original)] = twin
+    twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in original.__dict__.items()})
+    return twin

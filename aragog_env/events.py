@@ -6,7 +6,7 @@ instant is seen by iterations that begin at that instant, which is why replicas 
 
 from __future__ import annotations
 
-from .jit import njit
+from .jit import inlined, kernel
 
 from .engine.replica import close_segment, plan
 from .engine.state import BOUNDARY, NEVER
@@ -15,7 +15,7 @@ from .progress import arrive, complete_call, pop_timer
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def next_event_ps(wt, state, progress, e):
     """Return when something happens next without a dispatch, NEVER if nothing does."""
     env, replica = progress.env[e], state.replica[e]
@@ -29,7 +29,7 @@ def next_event_ps(wt, state, progress, e):
     return when
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _fire(wt, tables, state, progress, e, now):
     """Carry out everything that happens at `now`; return whether a policy may want to know."""
     env, replica = progress.env[e], state.replica[e]
@@ -55,7 +55,7 @@ def _fire(wt, tables, state, progress, e, now):
     return news
 
 
-@njit(cache=True)
+@kernel
 def advance(wt, tables, state, progress, e):
     """Simulate until an event leaves at least one call ready, or the episode is over."""
     env, replica = progress.env[e], state.replica[e]

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba import njit, prange
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
-__all__ = ["borrowed", "njit", "prange"]
+__all__ = ["inlined", "kernel", "njit", "prange"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -48,23 +47,16 @@ def _cache_folder() -> str:
 if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = _cache_folder()
 
+_OPTIONS = {"cache": True, "_nrt": False}
+# Kernels allocate nothing, so they need no reference counts. Counting them costs a call per array whenever a named tuple of
+# a dozen arrays is passed on, which took more time than most of our functions.
 
-@intrinsic  # type: ignore[untyped-decorator]
-def borrowed(typing_context, arrays):  # type: ignore[no-untyped-def]
-    """Return a named tuple of arrays without reference counts, for use inside the compiled function that received it.
 
-    Counting references costs an atomic operation per array whenever the tuple is passed on, which for tuples of a dozen
-    arrays takes longer than most of our functions. The caller of the compiled function keeps the arrays alive.
-    """
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that works on arrays it is given and allocates none."""
+    return njit(**_OPTIONS)(function)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kind = signature.args[0]
-        result = context.get_constant_undef(kind)
-        for i, array_type in enumerate(kind.types):
-            array = make_array(array_type)(context, builder, value=builder.extract_value(args[0], i))
-            array.meminfo = cgutils.get_null_value(array.meminfo.type)
-            array.parent = cgutils.get_null_value(array.parent.type)
-            result = builder.insert_value(result, array._getvalue(), i)
-        return result
 
-    return arrays(arrays), codegen
+def inlined(function: Callable[..., Any]) -> Any:
+    """`kernel` for small functions on hot paths: inlined into every caller."""
+    return njit(forceinline=True, **_OPTIONS)(function)

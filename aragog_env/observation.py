@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict
 
 import gymnasium as gym
 import numpy as np
-from .jit import njit
+from .jit import inlined, kernel
 from numpy.typing import NDArray
 
 from .events import next_event_ps
@@ -119,13 +119,13 @@ def observation_space(slots: int, routes: int) -> gym.spaces.Dict:
     )
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def squash(x, scale):
     """Map [0, inf) to [0, 1)."""
     return np.float32(x / (x + scale))
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _encode_routes(wt, tables, out, e):
     routes = out.view_routes[e]
     models = wt.expected_output.shape[2]
@@ -141,7 +141,7 @@ def _encode_routes(wt, tables, out, e):
         row[RouteFeature.GPUS] = squash(float(tables.spec[r].gpus), 4.0)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _encode_call(wt, tables, out, e, slot, now_s):
     view, row, pairs = out.view_calls[e, slot], out.calls[e, slot], out.pairs[e, slot]
     row[CallFeature.VALID] = 1.0
@@ -168,7 +168,7 @@ def _encode_call(wt, tables, out, e, slot, now_s):
         pairs[r, PairFeature.RELATIVE] = min(np.float32(1.0), pairs[r, PairFeature.RELATIVE] * np.float32(best))
 
 
-@njit(cache=True)
+@kernel
 def observe(wt, tables, state, progress, e, out):
     """Write the observation and the action mask of environment `e`."""
     env = progress.env[e]

@@ -6,20 +6,20 @@ model, never true values.
 
 from __future__ import annotations
 
-from .jit import njit
+from .jit import inlined
 
 from .engine.timing import decode_ps, prefill_ps
 
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def decode_iteration_ps(tables, row, batch, kv_tokens):
     """Return the time of one iteration in which `batch` requests generate, with `kv_tokens` tokens of context in all."""
     return tables.step_ps[row, batch] + tables.sample_ps[row, batch] + decode_ps(tables, row, batch, kv_tokens)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def predict_ps(tables, r, running, waiting, waiting_tokens, kv_tokens, prompt, output):
     """Return the predicted time from dispatch to the last token, in picoseconds (float64).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from .jit import njit
+from .jit import inlined, kernel
 from numpy.typing import NDArray
 
 from .engine.kv import hash_segments
@@ -106,20 +106,20 @@ class ProgressState(NamedTuple):
     segment_length: NDArray[np.int64]  # (E, N + 3)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def ready_key(rank, depth, node):
     """Return the sort key of a ready call: requests in order of arrival, inside a request the deepest call first."""
     return (rank << 16) | ((255 - depth) << 8) | node
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def ready_call(progress, e, slot):
     """Return (request, node) of the ready call in `slot`."""
     key = progress.ready[e, slot]
     return progress.by_rank[e, key >> 16], key & 255
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _insert_ready(progress, e, key):
     env, ready = progress.env[e], progress.ready[e]
     i = env.ready
@@ -130,7 +130,7 @@ def _insert_ready(progress, e, key):
     env.ready += 1
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def remove_ready(progress, e, slot):
     """Take the call in `slot` off the ready list."""
     env, ready = progress.env[e], progress.ready[e]
@@ -139,7 +139,7 @@ def remove_ready(progress, e, slot):
     env.ready -= 1
 
 
-@njit(cache=True)
+@kernel
 def push_timer(progress, e, time_ps, which):
     """Add a timer; equal times fire in order of `which` (tools before arrivals)."""
     times, ids, env = progress.timer_ps[e], progress.timer_id[e], progress.env[e]
@@ -154,7 +154,7 @@ def push_timer(progress, e, time_ps, which):
     times[i], ids[i] = time_ps, which
 
 
-@njit(cache=True)
+@kernel
 def pop_timer(progress, e):
     """Remove the earliest timer and return its id."""
     times, ids, env = progress.timer_ps[e], progress.timer_id[e], progress.env[e]
@@ -175,7 +175,7 @@ def pop_timer(progress, e):
     return first
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _is_skipped(wt, state, e, q, request, node):
     """Return whether a node is skipped, which the model that served its `skip_on` stage decides."""
     mask = wt.skipped[request.row, node]
@@ -188,7 +188,7 @@ def _is_skipped(wt, state, e, q, request, node):
     return (mask >> model) & 1 != 0
 
 
-@njit(cache=True)
+@kernel
 def start_nodes(wt, state, progress, e, q, now):
     """Start every node of request `q` whose parents are done; finish the request when nothing is left."""
     request, call = progress.request[e, q], state.call[e]
@@ -218,7 +218,7 @@ def start_nodes(wt, state, progress, e, q, now):
         _finish_request(wt, state, progress, e, q, now)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _finish_request(wt, state, progress, e, q, now):
     """Grade the request and, in a closed loop, set its user thinking."""
     env, request = progress.env[e], progress.request[e, q]
@@ -241,7 +241,7 @@ def _finish_request(wt, state, progress, e, q, now):
         push_timer(progress, e, now + request.delay_ps, state.call.shape[1] + request.successor)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def arrive(wt, state, progress, e, q, now):
     """Let request `q` enter the system."""
     env = progress.env[e]
@@ -253,7 +253,7 @@ def arrive(wt, state, progress, e, q, now):
     start_nodes(wt, state, progress, e, q, now)
 
 
-@njit(cache=True)
+@kernel
 def complete_call(wt, state, progress, e, c, now):
     """Mark the call (or tool) `c` as done and start what waited for it."""
     width = wt.parents.shape[1]
@@ -262,7 +262,7 @@ def complete_call(wt, state, progress, e, c, now):
     start_nodes(wt, state, progress, e, q, now)
 
 
-@njit(cache=True)
+@kernel
 def dispatch_slot(wt, tables, state, progress, e, slot, route, priority):
     """Send the ready call in `slot` to `route`: an action becomes a dispatch here."""
     env = progress.env[e]
@@ -285,7 +285,7 @@ def dispatch_slot(wt, tables, state, progress, e, slot, route, priority):
     submit(state, e, route, tables, c, env.now_ps)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _hash_prompt(wt, state, progress, e, q, node):
     """Lay out the prompt's contents (template, query, parents' outputs, own output) and hash their blocks."""
     env, request = progress.env[e], progress.request[e, q]

@@ -171,9 +171,9 @@ def render_frame(
 ) -> NDArray[np.uint8]:
     """Return a picture of the last seconds of environment `e`, (H, W, 3).
 
-    One band per replica. A bar is a call, from its dispatch on, in the colour of its workflow: pale while it waits at the
-    server, lighter until its first token, full while it generates; numbers are requests in order of arrival. The top band
-    holds the calls that are ready and that the policy has not dispatched.
+    One band per replica. A bar is a call, from its dispatch on, in the colour of its workflow: pale while
+    it waits at the server, lighter until its first token, full while it generates; numbers are requests in
+    order of arrival. The top band holds the calls that are ready and that the policy has not dispatched.
 
     Args:
         log: of the episode so far (`backends.sim.episode_log`).
@@ -181,16 +181,12 @@ def render_frame(
         e: which of its environments.
         window_s: how many seconds to show.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     from .harness.plots import draw
 
     frame = _Frame(log, simulation, e, window_s or window_length_s(simulation))
-    figure = draw(frame.paint, _WIDTH_IN, frame.height_in)
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas: Any = draw(frame.paint, _WIDTH_IN, frame.height_in).canvas
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
 
 
 class _Frame:
@@ -276,7 +272,7 @@ class _Frame:
         pitch = (self.heights[k] - 0.08) / used  # inches
         low = self.tops[k] + 0.04 + lane * pitch
         # Many thin bars are a texture: gaps and outlines would only be noise.
-        thick, line = (0.88 * pitch, 0.5) if pitch > 0.05 else (pitch, 0.0)
+        thick, line = (0.88 * pitch, 0.5) if pitch > 0.05 else (pitch, 0.2 if pitch > 0.028 else 0.0)
         boxes, shades, edges = [], [], []
         for span, y in zip(spans, low, strict=True):
             base = self.shade(span)
@@ -337,7 +333,8 @@ class _Frame:
                 y = self.tops[k] + 0.22 * self.replica_in + i * third
                 bar = 0.55 * third
                 axes.barh(y, 0.42, bar, color="#ececec")
-                axes.barh(y, 0.42 * np.clip(share, 0.012 * (share > 0), 1.0), bar, color=_ALARM if share > 0.95 else colour)
+                filled = float(np.clip(share, 0.012 * (share > 0), 1.0))
+                axes.barh(y, 0.42 * filled, bar, color=_ALARM if share > 0.95 else colour)
                 axes.text(0.46, y, text, va="center_baseline", size=size)
             if g.waiting:
                 y = self.tops[k] + 0.22 * self.replica_in + 2 * third
@@ -353,8 +350,9 @@ class _Frame:
         below = np.zeros(len(t))
         for w in range(len(log.workflows)):
             mine = calls[workflow == w]
-            ends = np.sort(mine["finish_s"][np.isfinite(mine["finish_s"])])
-            count = np.searchsorted(np.sort(mine["dispatch_s"]), t, "right") - np.searchsorted(ends, t, "right")
+            # nan (not ended) sorts last
+            began, ended = np.sort(mine["dispatch_s"]), np.sort(mine["finish_s"])
+            count = np.searchsorted(began, t, "right") - np.searchsorted(ended, t, "right")
             axes.fill_between(t, below, below + count, color=_colour(w), lw=0, step="post")
             below = below + count
         requests = in_flight(log, t)
@@ -363,7 +361,12 @@ class _Frame:
         axes.set(ylim=(0, 1.12 * top), xlabel="virtual time (s)")
         axes.locator_params(axis="y", nbins=4, integer=True)
         axes.text(
-            1.016, 0.98, "line: requests in flight\nareas: calls at servers", va="top", size=7.5, transform=axes.transAxes
+            1.016,
+            0.98,
+            "line: requests in flight\nareas: calls at servers",
+            va="top",
+            size=7.5,
+            transform=axes.transAxes,
         )
         self.time_axis(axes)
 

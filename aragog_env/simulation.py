@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import numpy as np
-from .jit import borrowed, njit
+from .jit import kernel
 from numpy.typing import NDArray
 
 from .compiled_scenario import CompiledScenario
@@ -119,10 +119,9 @@ def _set_arrivals(requests: NDArray[np.void], tape: Tape) -> int:
     return len(first)
 
 
-@njit(cache=True)
+@kernel
 def _begin(wt, tables, state, progress, e, opened, horizon_ps):
     """Clear environment `e` and go to its first decision."""
-    wt, tables, state, progress = borrowed(wt), borrowed(tables), borrowed(state), borrowed(progress)
     env, request, call = progress.env[e], progress.request[e], state.call[e]
     for q in range(request.shape[0]):
         request[q].finish_ps = request[q].configuration = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from .jit import njit
+from .jit import kernel, njit
 from numpy.typing import NDArray
 
 from .engine.state import EngineTables
@@ -13,7 +13,7 @@ from .progress import WorkflowTables
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True)
+@kernel
 def call_alone_ps(tables, r, prompt, output):
     """Return the time of one call on idle replica `r`: prompt in chunks of the token budget, then one token at a time."""
     row, budget = tables.spec[r].latency, tables.spec[r].budget

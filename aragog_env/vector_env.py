@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +13,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .action import allocate_steps, step_all
-from .env import resolve_scenario, single_observation
-from .observation import allocate_observations, observation_space, observe
+from .backends.sim import episode_log
+from .compiled_scenario import compile_scenario
+from .env import StageDispatchEnv, copy_sharing, final_metrics, resolve_scenario, single_observation, spaces
+from .episode import EpisodeLog
+from .observation import PairFeature, allocate_observations, observe
 from .reward import Reward
 from .simulation import Simulation
 from .specs.scenario import Scenario
@@ -25,16 +28,21 @@ Array = NDArray[Any]
 class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
     """`num_envs` copies of `env.StageDispatchEnv`; see there for spaces, rewards and time.
 
-    Sub-environment i under `reset(seed=s)` goes through exactly what a single environment under `reset(seed=s + i)` does.
+    Sub-environment i under `reset(seed=s)` goes through exactly what a single environment under
+    `reset(seed=s + i)` does.
 
     Args:
         num_envs: how many.
         scenario: name, file or `Scenario`; `overrides`: changes to it.
         autoreset_mode: `NEXT_STEP` (default), `SAME_STEP` (adds `final_obs` and `final_info`) or `DISABLED`.
         copy: return fresh arrays; False returns views that the next step overwrites.
+        render_mode: `None`, `"ansi"` or `"rgb_array"`; `render()` returns one text or picture per
+        environment. metrics: what `info["metrics"]` holds for episodes that end: `"full"`, as in the single
+        environment, or `"summary"`
+            (a few of these, in a tenth of the time).
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
+    metadata: dict[str, Any] = StageDispatchEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(
         self,
@@ -44,6 +52,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
         render_mode: str | None = None,
+        metrics: Literal["full", "summary"] = "full",
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -51,17 +60,20 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.copy = copy
-        slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
-        self.single_observation_space = observation_space(slots, routes)
-        self.single_action_space = gym.spaces.Discrete(slots * routes + 1)
+        self.full_metrics = metrics == "full"
+        self._slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
+        self.single_observation_space, self.single_action_space = spaces(self.compiled)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.reward = Reward(self.compiled)
         self.simulation = Simulation(self.compiled, num_envs)
-        self._out = allocate_observations(num_envs, slots, routes)
+        self._out = allocate_observations(num_envs, self._slots, routes)
         self._result = allocate_steps(num_envs)
         self._done = np.zeros(num_envs, np.bool_)
         self._skip = np.zeros(num_envs, np.bool_)
+        self._overflow = np.zeros(num_envs, np.int32)  # (E,) ready calls beyond the slots now
+        self._overflowed = np.zeros(num_envs, np.int64)  # (E,) decisions of the episode with any
+        self._seeds = np.full(num_envs, -1)  # (E,) of the present episodes, -1 before the first reset
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
 
     def reset(
@@ -73,20 +85,36 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         """Begin episodes in all environments, or in those of `options["reset_mask"]` (bool array)."""
         mask = np.ones(self.num_envs, np.bool_)
         if options and "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"], np.bool_)
-            if mask.shape != (self.num_envs,):
-                raise ValueError(f"reset_mask has shape {mask.shape}, expected ({self.num_envs},)")
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
+            mask = np.asarray(options["reset_mask"])
+            if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+                raise ValueError(
+                    f"reset_mask must be {self.num_envs} booleans, at least one of them true, "
+                    f"got {mask.dtype} {mask.tolist()}"
+                )
+        if not mask.all() and np.any(self._seeds[~mask] < 0):
+            raise gym.error.ResetNeeded("the first reset must begin all environments")
+        seeds: list[int | None] = [None] * self.num_envs
+        if isinstance(seed, int):
+            seeds = [seed + i for i in range(self.num_envs)]
+        elif seed is not None:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         for e in np.flatnonzero(mask):
             self._begin(int(e), seeds[e])
-        return self._observations(), {"action_mask": self._out.mask.copy()}
+        values = {"action_mask": self._out.mask.copy(), "time_s": self._time_s(), "seed": self._seeds.copy()}
+        return self._observations(), values | {f"_{key}": mask.copy() for key in values}
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         """Step all environments; under NEXT_STEP, those that ended begin anew and ignore their action."""
+        if self._seeds[0] < 0:
+            raise gym.error.ResetNeeded("call reset before step")
         compiled, sim, result = self.compiled, self.simulation, self._result
         next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
         self._skip[:] = self._done if next_step else False
         began = np.flatnonzero(self._skip)
+        was_done = self._done.copy()
+        self._overflowed += self._overflow > 0
         step_all(
             compiled.workflow,
             compiled.engine,
@@ -101,11 +129,13 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             self._begin(int(e), None)
             for array in result:
                 array[e] = 0
+        self._overflow = np.maximum(sim.progress.env["ready"] - self._slots, 0)
         latency, accuracy = self.reward.parts(result.in_flight_ps, result.correct)
         terminated, truncated = result.terminated.copy(), result.truncated.copy()
         info = self._info(latency, accuracy)
         np.logical_or(terminated, truncated, out=self._done)
-        ended = np.flatnonzero(self._done)
+        # With autoreset disabled, an episode that is over stays over.
+        ended = np.flatnonzero(self._done & ~was_done)
         if len(ended):
             self._add_metrics(info, ended)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
@@ -116,6 +146,32 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         """Return (num_envs, actions) booleans."""
         return self._out.mask.astype(np.bool_)
 
+    def log(self, e: int) -> EpisodeLog:
+        """Return every request and call of the present episode of environment `e`."""
+        return episode_log(self.simulation, e)
+
+    def render(self) -> Any:
+        """Return one text (`ansi`) or one (H, W, 3) uint8 image (`rgb_array`) per environment."""
+        from .render import render_ansi, render_frame
+
+        if self.render_mode == "ansi":
+            return tuple(render_ansi(self.simulation, e) for e in range(self.num_envs))
+        if self.render_mode == "rgb_array":
+            return tuple(render_frame(self.log(e), self.simulation, e) for e in range(self.num_envs))
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StageDispatchVectorEnv:
+        """Copy everything but the compiled scenario, which never changes."""
+        return copy_sharing(self, self.compiled, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the compiled scenario out of pickles: it is made again from the scenario."""
+        return {**self.__dict__, "compiled": self.compiled.scenario}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.compiled = compile_scenario(state["compiled"])
+
     def _begin(self, e: int, seed: int | None) -> None:
         """Begin an episode in environment `e`, as `StageDispatchEnv.reset` does."""
         if seed is not None:
@@ -124,14 +180,17 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         sim = self.simulation
         sim.reset(e, episode_seed)
         observe(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, e, self._out)
+        self._seeds[e] = episode_seed
         self._done[e] = False
+        self._overflowed[e] = 0
+        self._overflow[e] = max(0, int(sim.progress.env["ready"][e]) - self._slots)
 
     def _observations(self) -> dict[str, Array]:
         out = self._out
         arrays: dict[str, Array] = {
             "calls": out.calls,
             "routes": out.routes,
-            "pairs": out.pairs,
+            "pairs": out.pairs.reshape(self.num_envs, -1, len(PairFeature)),
             "globals": out.globals,
             "action_mask": out.mask,
         }
@@ -147,26 +206,45 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             "invalid_action": result.invalid.astype(np.bool_),
             "reward/latency": latency,
             "reward/accuracy": accuracy,
+            "overflow": self._overflow.copy(),
+            "time_s": self._time_s(),
         }
         return values | {f"_{key}": everywhere for key in values}
 
+    def _time_s(self) -> Array:
+        """Return (E,) virtual seconds since the episodes began."""
+        time_s: Array = self.simulation.progress.env["now_ps"] * 1e-12
+        return time_s
+
     def _add_metrics(self, info: dict[str, Any], ended: NDArray[np.intp]) -> None:
-        """Add summary metrics of the episodes that ended; `episode_log` has the rest."""
+        """Add the metrics of the episodes that ended, as arrays with zeros elsewhere."""
         mask = np.zeros(self.num_envs, np.bool_)
         mask[ended] = True
-        metrics = {key: np.zeros(self.num_envs) for key in ("jct_mean_s", "accuracy", "completed", "duration_s")}
-        warmup = self.compiled.scenario.horizon.warmup_requests
+        metrics: dict[str, Any] = {}
         for e in ended:
-            requests = self.simulation.progress.request[e]
-            counted = (requests["finish_ps"] >= 0) & (requests["rank"] >= warmup)
-            served = requests[counted]
-            metrics["completed"][e] = len(served)
-            metrics["duration_s"][e] = self.simulation.progress.env["now_ps"][e] * 1e-12
-            if len(served):
-                metrics["jct_mean_s"][e] = (served["finish_ps"] - served["arrival_ps"]).mean() * 1e-12
-                metrics["accuracy"][e] = served["correct"].mean()
-        info["metrics"] = metrics | {f"_{key}": mask for key in list(metrics)}
+            if self.full_metrics:
+                values = final_metrics(self.simulation, int(e), int(self._overflowed[e]))
+            else:
+                values = self._summary(int(e))
+            for key, value in values.items():
+                metrics.setdefault(key, np.zeros(self.num_envs))[e] = value
+        info["metrics"] = metrics | {f"_{key}": mask for key in metrics}
         info["_metrics"] = mask
+
+    def _summary(self, e: int) -> dict[str, float]:
+        """Return the most important of `harness.metrics`, straight from the state."""
+        requests = self.simulation.progress.request[e]
+        served = requests[
+            (requests["finish_ps"] >= 0)
+            & (requests["rank"] >= self.compiled.scenario.horizon.warmup_requests)
+        ]
+        jct_ps = served["finish_ps"] - served["arrival_ps"]
+        return {
+            "completed": float(len(served)),
+            "duration_s": float(self.simulation.progress.env["now_ps"][e]) * 1e-12,
+            "jct_mean_s": float(jct_ps.mean()) * 1e-12 if len(served) else float("nan"),
+            "accuracy": float(served["correct"].mean()) if len(served) else float("nan"),
+        }
 
     def _restart(self, info: dict[str, Any], ended: NDArray[np.intp]) -> None:
         """SAME_STEP: keep the last observation and information, then begin anew."""
@@ -179,5 +257,6 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         final_info |= {f"_{key}": mask for key in final_info}
         for e in ended:
             self._begin(int(e), None)
-        info["action_mask"] = self._out.mask.copy()
+        info |= {"action_mask": self._out.mask.copy(), "time_s": self._time_s()}
+        info |= {"overflow": self._overflow.copy()}
         info |= {"final_obs": final, "_final_obs": mask, "final_info": final_info, "_final_info": mask}

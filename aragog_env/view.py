@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from .jit import njit
+from .jit import inlined, kernel
 from numpy.typing import NDArray
 
 from .engine.state import EngineTables
@@ -50,7 +50,7 @@ VIEW_ROUTE = np.dtype(
 )
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def fill_calls(wt, state, progress, e, count, calls, allowed):
     """Write the first `count` ready calls and where they may go."""
     width = wt.parents.shape[1]
@@ -73,7 +73,7 @@ def fill_calls(wt, state, progress, e, count, calls, allowed):
             allowed[slot, r] = wt.allowed[w, node, r] & state.replica[e, r].up
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def fill_routes(wt, tables, state, e, routes):
     """Write the state of every route."""
     for r in range(routes.shape[0]):
@@ -85,7 +85,7 @@ def fill_routes(wt, tables, state, e, routes):
         view.waiting_tokens = replica.waiting_tokens
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def predict_call_ps(tables, expected_output, call, routes, r):
     """Return the predicted time of a viewed call on route `r`, in picoseconds."""
     route = routes[r]
@@ -101,7 +101,7 @@ def predict_call_ps(tables, expected_output, call, routes, r):
     )
 
 
-@njit(cache=True)
+@kernel
 def _predict_all(tables, expected_output, calls, routes, allowed, result):
     for slot in range(calls.shape[0]):
         for r in range(routes.shape[0]):

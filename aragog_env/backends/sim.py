@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from ..jit import borrowed, njit
+from ..jit import kernel
 from numpy.typing import NDArray
 
 from ..compiled_scenario import CompiledScenario, compile_scenario
@@ -98,7 +98,7 @@ class SimBackend:
         """Nothing to release."""
 
 
-@njit(cache=True)
+@kernel
 def _fill(wt, tables, state, progress, ready, calls, routes, allowed, served):
     fill_routes(wt, tables, state, 0, routes)
     fill_calls(wt, state, progress, 0, ready, calls, allowed)
@@ -109,16 +109,15 @@ def _fill(wt, tables, state, progress, ready, calls, routes, allowed, served):
             served[slot, node] = state.call[0, q * width + node].model
 
 
-@njit(cache=True)
+@kernel
 def _is_allowed(wt, state, progress, slot, route):
     key = progress.ready[0, slot]
     w = progress.request[0, progress.by_rank[0, key >> 16]].workflow
     return wt.allowed[w, key & 255, route] != 0 and state.replica[0, route].up != 0
 
 
-@njit(cache=True)
+@kernel
 def _dispatch(wt, tables, state, progress, e, slot, route, priority):
-    wt, tables, state, progress = borrowed(wt), borrowed(tables), borrowed(state), borrowed(progress)
     env = progress.env[e]
     env.decisions += 1
     dispatch_slot(wt, tables, state, progress, e, slot, route, priority)

@@ -7,12 +7,12 @@ doubly linked LRU *list* of cached ones is the same thing, without touching bloc
 
 from __future__ import annotations
 
-from ..jit import njit
+from ..jit import inlined, kernel
 
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def mix(value, salt):
     """Return a 64-bit hash of two 64-bit numbers (splitmix64's finaliser over their sum)."""
     x = value + salt * -7046029254386353131
@@ -21,13 +21,13 @@ def mix(value, salt):
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def bucket_of(spec, key):
     """Return the hash bucket of `key`; its lowest bit is always set, so higher ones choose."""
     return spec.bucket_base + ((key >> 5) & spec.bucket_mask)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def find_block(state, e, spec, key):
     """Return the oldest block registered under `key`, or -1 (`BlockHashToBlockMap.get_one_block`)."""
     b = state.bucket[e, bucket_of(spec, key)]
@@ -36,7 +36,7 @@ def find_block(state, e, spec, key):
     return b
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def register_block(state, e, spec, key, b):
     """Make block `b` hittable under `key`; behind blocks of equal content, so that a hit takes the oldest."""
     block = state.block[e]
@@ -52,7 +52,7 @@ def register_block(state, e, spec, key, b):
     block[last].chain = b
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def forget_block(state, e, spec, b):
     """Drop the content of block `b` (`BlockPool._maybe_evict_cached_block`)."""
     block = state.block[e]
@@ -67,7 +67,7 @@ def forget_block(state, e, spec, b):
     block[b].hash = 0
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def lru_remove(state, e, replica, b):
     """Take block `b` out of the list of free cached blocks."""
     block = state.block[e]
@@ -82,7 +82,7 @@ def lru_remove(state, e, replica, b):
         replica.lru_tail = previous
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def pop_block(state, e, spec, replica):
     """Take a free block: one without content if there is any, else evict the least recently used cached one."""
     if replica.blank > 0:
@@ -101,7 +101,7 @@ def pop_block(state, e, spec, replica):
     return b
 
 
-@njit(cache=True)
+@kernel
 def extend_table(state, e, spec, replica, arena, computed, after):
     """Allocate and register what a call needs to go from `computed` to `after` tokens.
 
@@ -114,7 +114,7 @@ def extend_table(state, e, spec, replica, arena, computed, after):
         register_block(state, e, spec, keys[arena + k], table[arena + k])
 
 
-@njit(cache=True)
+@kernel
 def release_table(state, e, spec, replica, arena, blocks):
     """Return a call's blocks, last one first, so that a chain's tail is evicted before its head."""
     table, block = state.arena_block[e], state.block[e]
@@ -137,7 +137,7 @@ def release_table(state, e, spec, replica, arena, blocks):
         replica.lru_tail = b
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def longest_hit(state, e, spec, arena, tokens):
     """Return (cached blocks at the head of the call, how many of them are free).
 
@@ -155,7 +155,7 @@ def longest_hit(state, e, spec, arena, tokens):
     return hits, free
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def touch_hits(state, e, replica, arena, hits):
     """Take a reference on the first `hits` blocks of a call's table (`BlockPool.touch`)."""
     for k in range(hits):
@@ -166,7 +166,7 @@ def touch_hits(state, e, replica, arena, hits):
         state.block[e, b].ref += 1
 
 
-@njit(cache=True)
+@kernel
 def hash_segments(state, e, arena, ids, lengths, count):
     """Fill in the chain hashes of a call whose tokens are `count` segments (content id, length).
 

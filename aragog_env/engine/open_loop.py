@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ..jit import borrowed, njit
+from ..jit import kernel, njit
 from numpy.typing import NDArray
 
 from ..latency.compiled import CompiledLatency
@@ -64,7 +64,7 @@ def pack_requests(requests: Sequence[EngineRequest]) -> RequestArrays:
     )
 
 
-@njit(cache=True)
+@kernel
 def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
     """Submit request `c` to replica 0."""
     call = state.call[e]
@@ -81,7 +81,6 @@ def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def run_open_loop(state, e, tables, req):  # type: ignore[no-untyped-def]
     """Serve all requests on replica 0 of environment `e`; results stay in `state.call[e]`."""
-    state, tables, req = borrowed(state), borrowed(tables), borrowed(req)
     clear_replica(state, e, 0, tables)
     for c in range(req.prompt.shape[0]):
         clear_call(state, e, c)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..jit import njit
+from ..jit import inlined
 
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def before(state, e, a, b):
     """Return whether call `a` precedes call `b` under vLLM's priority policy (`v1/request.py:Request.__lt__`)."""
     x, y = state.call[e, a], state.call[e, b]
@@ -18,7 +18,7 @@ def before(state, e, a, b):
     return x.sequence < y.sequence
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def enqueue(state, e, spec, replica, c, preempted):
     """Put call `c` into the waiting queue: by priority, else at the end, or at the front when it was preempted."""
     call = state.call[e]
@@ -42,7 +42,7 @@ def enqueue(state, e, spec, replica, c, preempted):
         replica.tail = c
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def pop_head(state, e, replica):
     """Take the first call out of the waiting queue."""
     call = state.call[e]

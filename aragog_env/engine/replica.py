@@ -7,7 +7,7 @@ under way. So a replica is touched once per segment however many iterations that
 
 from __future__ import annotations
 
-from ..jit import njit
+from ..jit import inlined, kernel
 
 from .scheduler import free_blocks, plan_iteration, take_blocks
 from .queue import enqueue
@@ -17,7 +17,7 @@ from .timing import steps_until, stretch_ps
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True)
+@kernel
 def clear_replica(state, e, r, tables):
     """Reset replica `r` to an empty server with an empty cache."""
     spec, replica = tables.spec[r], state.replica[e, r]
@@ -38,7 +38,7 @@ def clear_replica(state, e, r, tables):
             state.bucket[e, spec.bucket_base + k] = -1
 
 
-@njit(cache=True)
+@kernel
 def clear_call(state, e, c):
     """Reset the record of call `c`."""
     call = state.call[e]
@@ -47,7 +47,7 @@ def clear_call(state, e, c):
     call[c].replica = call[c].model = call[c].next = -1
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _affordable_steps(replica, steps):
     """Return how many of `steps` decode-only iterations the free KV blocks last for."""
     cycles = replica.free // replica.running
@@ -63,7 +63,7 @@ def _affordable_steps(replica, steps):
     return n
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _steps_before_hit(state, e, r, replica, steps):
     """Return how many of `steps` decode-only iterations pass before one registers the block the waiting head misses.
 
@@ -80,7 +80,7 @@ def _steps_before_hit(state, e, r, replica, steps):
     return steps
 
 
-@njit(cache=True)
+@kernel
 def plan(state, e, r, tables, now):
     """Begin the replica's next segment at `now`, or leave it idle."""
     spec, replica = tables.spec[r], state.replica[e, r]
@@ -107,7 +107,7 @@ def plan(state, e, r, tables, now):
     replica.end_ps = NEVER
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _stamp_first_tokens(state, e, r, replica):
     """Note the time of the first token for requests whose prompt ends in the iteration just planned."""
     for i in range(replica.running - 1, -1, -1):
@@ -116,7 +116,7 @@ def _stamp_first_tokens(state, e, r, replica):
             state.call[e, c].first_ps = replica.end_ps
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _close_stretch(state, e, r, spec, replica, steps):
     """Account for `steps` decode-only iterations of all running requests."""
     first = replica.step
@@ -135,7 +135,7 @@ def _close_stretch(state, e, r, spec, replica, steps):
             take_blocks(state, e, spec, replica, state.run_call[e, r, i], computed, computed + steps)
 
 
-@njit(cache=True)
+@kernel
 def close_segment(state, e, r, tables):
     """End the current segment; return how many calls finished (listed in `state.finished`)."""
     spec, replica = tables.spec[r], state.replica[e, r]
@@ -173,7 +173,7 @@ def close_segment(state, e, r, tables):
     return count
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _cut_stretch(state, e, r, spec, tables, replica, now):
     """Let the current stretch end with the iteration under way at `now`."""
     kv_tokens = replica.offset_sum + replica.running * (replica.step + 1)
@@ -184,7 +184,7 @@ def _cut_stretch(state, e, r, spec, tables, replica, now):
     replica.end_ps = replica.begin_ps + duration
 
 
-@njit(cache=True)
+@kernel
 def submit(state, e, r, tables, c, now):
     """Hand call `c` to replica `r` at `now`; iterations that begin at `now` or later see it."""
     spec, replica = tables.spec[r], state.replica[e, r]

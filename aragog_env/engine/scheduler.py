@@ -8,7 +8,7 @@ replica's `step` reaches `run_finish`, and until then nothing about it has to be
 
 from __future__ import annotations
 
-from ..jit import njit
+from ..jit import inlined, kernel
 
 from .kv import extend_table, longest_hit, release_table, touch_hits
 from .queue import enqueue, pop_head
@@ -18,7 +18,7 @@ from .timing import decode_ps, prefill_ps
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def take_blocks(state, e, spec, replica, c, computed, after):
     """Allocate the KV blocks that call `c` needs to go from `computed` to `after` tokens; they must be free."""
     if spec.prefix != 0:
@@ -27,7 +27,7 @@ def take_blocks(state, e, spec, replica, c, computed, after):
         replica.free -= ((after + 15) >> 4) - ((computed + 15) >> 4)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def free_blocks(state, e, spec, replica, c, computed):
     """Return all KV blocks of call `c`, which has `computed` tokens."""
     blocks = (computed + 15) >> 4
@@ -38,7 +38,7 @@ def free_blocks(state, e, spec, replica, c, computed):
     replica.blocked = 0
 
 
-@njit(cache=True)
+@kernel
 def _remove_running(state, e, r, replica, i):
     """Close the gap at position `i` of the running list."""
     for j in range(i, replica.running - 1):
@@ -49,7 +49,7 @@ def _remove_running(state, e, r, replica, i):
     replica.running -= 1
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _victim(state, e, r, spec, replica):
     """Return the position of the request to preempt: the last one, or the worst (priority, arrival time)."""
     if spec.priority == 0:
@@ -63,7 +63,7 @@ def _victim(state, e, r, spec, replica):
     return worst
 
 
-@njit(cache=True)
+@kernel
 def _preempt(state, e, r, spec, replica, i):
     """Preempt the request at position `i` by recompute: its blocks are freed, its generated tokens are kept.
 
@@ -82,7 +82,7 @@ def _preempt(state, e, r, spec, replica, i):
     enqueue(state, e, spec, replica, c, True)
 
 
-@njit(cache=True)
+@kernel
 def _schedule_running(state, e, r, spec, replica, budget):
     """Give running requests their tokens in list order; return (budget left, whether anything was preempted)."""
     for i in range(replica.running):
@@ -117,7 +117,7 @@ def _schedule_running(state, e, r, spec, replica, budget):
     return budget, preempted
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def admit_head(state, e, r, spec, replica, now, budget):
     """Try to admit the first waiting call; return its tokens in this iteration, 0 when it does not fit.
 
@@ -155,7 +155,7 @@ def admit_head(state, e, r, spec, replica, now, budget):
     return new
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _forget_sums(replica):
     """Empty the sums over decoding requests."""
     replica.offset_sum = 0
@@ -164,7 +164,7 @@ def _forget_sums(replica):
         replica.residue[k] = 0
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _count_decoding(replica, offset, finish):
     """Add a request to the sums over decoding requests."""
     if finish != NOT_DECODING:
@@ -173,7 +173,7 @@ def _count_decoding(replica, offset, finish):
         replica.next_finish = min(replica.next_finish, finish)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _commit_running(state, e, r, spec, tables, replica, begin):
     """Advance requests from position `begin` on by what was scheduled; return (tokens, sampled, decodes, kv, chunks_ps).
 
@@ -214,7 +214,7 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
     return tokens, sampled, decodes, kv_tokens, chunks
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _decode_blocks(state, e, r, spec, replica):
     """Let every running request decode one token when all do and the blocks suffice; return whether that was so."""
     need = replica.residue[(-replica.step) & 15]
@@ -230,7 +230,7 @@ def _decode_blocks(state, e, r, spec, replica):
     return True
 
 
-@njit(cache=True)
+@kernel
 def plan_iteration(state, e, r, tables, now):
     """Schedule one iteration that begins at `now`; return its duration in picoseconds (0: nothing could be scheduled)."""
     spec, replica = tables.spec[r], state.replica[e, r]

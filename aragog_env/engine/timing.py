@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jit import njit
+from ..jit import inlined, kernel
 
 from ..latency.compiled import chunk_ps, decode_segment
 
 # mypy: disable-error-code="no-untyped-def"
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def decode_ps(tables, row, decodes, kv_tokens):
     """Return the attention time of `decodes` generating requests with `kv_tokens` tokens of context in all."""
     segment = decode_segment(tables.decode_context[row], decodes, kv_tokens)
@@ -25,7 +25,7 @@ def decode_ps(tables, row, decodes, kv_tokens):
     )
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def prefill_ps(tables, row, new, cached):
     """Return the attention time of a prefill chunk of `new` tokens on `cached` earlier ones."""
     rows, columns = tables.chunk_sizes[row, 0], tables.chunk_sizes[row, 1]
@@ -34,7 +34,7 @@ def prefill_ps(tables, row, new, cached):
     )
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _segment_steps(tables, row, decodes, kv_tokens, segment, steps):
     """Return how many of `steps` iterations, the first reading `kv_tokens`, stay inside `segment`."""
     grid = tables.decode_context[row]
@@ -44,7 +44,7 @@ def _segment_steps(tables, row, decodes, kv_tokens, segment, steps):
     return min(steps, max(1, (limit - kv_tokens + decodes - 1) // decodes))
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def stretch_ps(tables, row, decodes, kv_tokens, steps):
     """Return the duration of `steps` decode-only iterations of `decodes` requests, the first reading `kv_tokens`."""
     fixed = tables.step_ps[row, decodes] + tables.sample_ps[row, decodes]
@@ -60,7 +60,7 @@ def stretch_ps(tables, row, decodes, kv_tokens, steps):
     return total
 
 
-@njit(cache=True)
+@kernel
 def steps_until(tables, row, decodes, kv_tokens, steps, elapsed_ps):
     """Return the least number of iterations (1..steps) of a stretch that last at least `elapsed_ps`, and their time."""
     fixed = tables.step_ps[row, decodes] + tables.sample_ps[row, decodes]
@@ -81,7 +81,7 @@ def steps_until(tables, row, decodes, kv_tokens, steps, elapsed_ps):
     return steps, total
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _series_length(first, growth, most, target):
     """Return the least k in 1..most with k * first + growth * k (k - 1) / 2 >= target."""
     if growth == 0:

@@ -91,8 +91,8 @@ class Point:
     def sustained(self) -> bool:
         """Whether P95 JCT is within the SLO and the backlog does not grow; False where that is unknown.
 
-        The requests in flight fluctuate by their square root, which in a short episode looks like growth; only
-        when the latencies also grow with the time of arrival is it taken for that.
+        The requests in flight fluctuate by their square root, which in a short episode looks like growth;
+        only when the latencies also grow with the time of arrival is it taken for that.
         """
         if self.saturated or not self.mean("slo_attainment") >= _SLO_SHARE:
             return False

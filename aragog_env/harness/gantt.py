@@ -29,18 +29,20 @@ _BAND = 0.86
 
 def gantt(log: EpisodeLog) -> Figure:
     """Draw the calls of a stretch of `log`, one band per replica, then the load over the whole episode."""
-    replicas = len(log.replicas)
+    window = gantt_window(log)
+    times_s = np.linspace(*window, 200)
+    busiest = max(int(occupancy(log, r, times_s)[0].max()) for r in range(len(log.replicas)))
+    bands_in = float(np.clip(0.045 * busiest, 0.62, 1.3)) * len(log.replicas)  # a bar stays a bar
 
     def paint(figure: Figure) -> None:
-        top, bottom = figure.subplots(2, 1, height_ratios=(0.62 * replicas + 0.5, 1.5))
-        window = gantt_window(log)
+        top, bottom = figure.subplots(2, 1, height_ratios=(bands_in + 0.5, 1.5))
         _bands(top, log, window)
         _load(bottom, log, window)
         handles, labels = top.get_legend_handles_labels()
         columns = 5 if sum(len(label) for label in labels) < 60 else 3
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
-    return draw(paint, 7.6, 2.6 + 0.62 * replicas)
+    return draw(paint, 7.6, 2.6 + bands_in)
 
 
 def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:

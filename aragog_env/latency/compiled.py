@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ..jit import njit
+from ..jit import inlined
 from numpy.typing import NDArray
 
 PS_PER_S = 1_000_000_000_000
@@ -37,7 +37,7 @@ class CompiledLatency(NamedTuple):
     chunk_table_ps: NDArray[np.float64]  # (N, C)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped-def]
     """Return the segment of the decode curve for `decodes` sequences with `kv_tokens` tokens of context in all."""
     segment = 0
@@ -49,7 +49,7 @@ def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped
     return segment
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def chunk_ps(chunk_new, chunk_cached, table_ps, new, cached):  # type: ignore[no-untyped-def]
     """Return the attention time of one prefill chunk of `new` tokens on `cached` earlier ones.
 

@@ -132,13 +132,11 @@ def random_workflows(draw: st.DrawFn, models: Sequence[str]) -> WorkflowSpec:
     count = draw(st.integers(1, 4))
     for i in range(count):
         name = f"s{i}"
-        parents = tuple(s.name for s in stages if draw(st.booleans()))
+        parents = tuple(draw(st.permutations([s.name for s in stages if draw(st.booleans())])))
         above = set(parents).union(*(ancestors[p] for p in parents))
         ancestors[name] = above
         fan_out = draw(st.sampled_from((None, None, None, FanOutSpec((0.4, 0.6)))))
-        judges = [
-            s.name for s in stages if s.name in above and s.kind == "llm" and not s.fan_out and not s.skip
-        ]
+        judges = [s.name for s in stages if s.name in above and s.kind == "llm" and not s.fan_out]
         skip = None
         if judges and draw(st.booleans()):
             skip = SkipSpec(draw(st.sampled_from(judges)), {0.187: 0.3, 8.047: 0.7})
@@ -150,7 +148,7 @@ def random_workflows(draw: st.DrawFn, models: Sequence[str]) -> WorkflowSpec:
             continue
         context = None
         if draw(st.booleans()):
-            context = tuple(s.name for s in stages if s.name in above and draw(st.booleans()))
+            context = tuple(draw(st.permutations([name for name in sorted(above) if draw(st.booleans())])))
         stages.append(
             llm(
                 name,

@@ -94,25 +94,14 @@ def test_resume_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[
 
 
 def test_capacity(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "capacity",
-        "-s",
-        "toy",
-        "--requests",
-        "60",
-        "-j",
-        "1",
-        "--seeds",
-        "1",
-        "--window",
-        "20",
-        "-o",
-        "c",
-    ]
-    assert cli.main([*words, "-p", "round_robin", "--precision", "0.2", "--json"]) == 0
+    sweep = ("--rates", "1,4", "--window", "20", "--precision", "9")
+    words = ("-s", "toy", "--requests", "60", "-j", "1", "--seeds", "1", "-p", "round_robin", "-o", "c")
+    assert cli.main(["capacity", *words, *sweep, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["policies"]
-    assert 0 < found["capacity_rps"] < 1.3 * found["ceiling_rps"]["value"]
+    assert {1.0, 4.0} <= set(found["rates_rps"])
+    assert 0 < found["ceiling_rps"]["value"] <= 4.5
     assert "Throughput ceiling and capacity" in (here / "c" / "report.html").read_text()
+    assert (here / "c" / "results.jsonl").read_text().count("\n") == len(found["rates_rps"])
 
 
 @pytest.mark.parametrize(

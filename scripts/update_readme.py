@@ -2,8 +2,8 @@
 
     python -m scripts.update_readme --results results/default-20260101-120000   # from a folder that is there
 
-Runs `aragog evaluate` with its defaults, writes the table between the two marker comments of the README and puts
-the Gantt chart of one policy under docs/images.
+Runs `aragog evaluate` with its defaults, writes the table between the two marker comments of the README and
+puts the Gantt chart of one policy under docs/images.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def results_text(results: Results) -> str:
     seeds = max(row.seeds for row in table.rows)
     lines += [
         "",
-        f"Scenario `{table.scenario}`, {seeds} seeds per policy, {table.requests:,} counted requests in all; mean over "
-        f"seeds with 95% bootstrap interval. Simulated on {machine['cpu']}, {machine['cores']} cores; the numbers do "
-        "not depend on the machine. Accuracies come from synthetic outcome tables.",
+        f"Scenario `{table.scenario}`, {seeds} seeds per policy, {table.requests:,} counted requests in all; "
+        f"mean over seeds with 95% bootstrap interval. Simulated on {machine['cpu']}, {machine['cores']} "
+        "cores. Accuracies come from synthetic outcome tables.",
     ]
     return "\n".join(lines)
 

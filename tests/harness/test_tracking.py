@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -18,8 +19,7 @@ from aragog_env.harness.tracking import mirror
 
 def _records(directory: Path) -> list[Any]:
     """Read what the client wrote: protobuf records in LevelDB's log format, after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
     (path,) = directory.glob("*.wandb")
     data, position, parts, found = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
@@ -30,7 +30,7 @@ def _records(directory: Path) -> list[Any]:
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
+            record = messages.Record()
             record.ParseFromString(parts)
             found.append(record)
             parts = b""

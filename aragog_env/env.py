@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from .action import allocate_steps, step_one
+from .action import Handle, allocate_steps, begin_one, step_one
 from .backends.sim import episode_log
 from .compiled_scenario import CompiledScenario, compile_scenario
 from .episode import EpisodeLog
@@ -128,8 +128,8 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         self.simulation = Simulation(self.compiled)
         self._slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
         self._out = allocate_observations(1, self._slots, routes)
-        self._result = allocate_steps(1)
-        self._overflow = self._overflowed = 0
+        self._result = allocate_steps(1, *self.reward.objective)
+        self._handle: Handle | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,10 +138,10 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         super().reset(seed=seed)
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
         self.simulation.reset(0, episode_seed)
-        sim = self.simulation
-        observe(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, 0, self._out)
+        # The arrays may have grown.
+        self._handle = self._make_handle()
+        begin_one(self._handle, 0)
         observation = self._observation()
-        self._overflow, self._overflowed = self._beyond_slots(), 0
         return observation, {
             "action_mask": observation["action_mask"].copy(),
             "time_s": self.time_s,
@@ -150,39 +150,39 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Carry out one decision and simulate to the next."""
-        sim, compiled, result = self.simulation, self.compiled, self._result
-        self._overflowed += self._overflow > 0
-        step_one(compiled.workflow, compiled.engine, sim.state, sim.progress, int(action), self._out, result)
-        latency, accuracy = self.reward.parts(int(result.in_flight_ps[0]), int(result.correct[0]))
-        elapsed = int(result.elapsed_ps[0])
+        if self._handle is None:
+            self._handle = self._make_handle()
+        step_one(self._handle, int(action))
+        result = self._result
         observation = self._observation()
-        self._overflow = self._beyond_slots()
-        terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
+        terminated, truncated = result.terminated.item(), result.truncated.item()
         info: dict[str, Any] = {
             "action_mask": observation["action_mask"].copy(),
-            "dt": elapsed * 1e-12,
-            "discount": float(self.reward.discount(elapsed)),
-            "invalid_action": bool(result.invalid[0]),
-            "reward/latency": latency,
-            "reward/accuracy": accuracy,
-            "overflow": self._overflow,
-            "time_s": self.time_s,
+            "dt": result.elapsed_s.item(),
+            "discount": result.discount.item(),
+            "invalid_action": result.invalid.item(),
+            "reward/latency": result.latency.item(),
+            "reward/accuracy": result.accuracy.item(),
+            "overflow": result.overflow.item(),
+            "time_s": result.time_s.item(),
         }
         if terminated or truncated:
-            info["metrics"] = final_metrics(sim, 0, self._overflowed)
-        return observation, latency + accuracy, terminated, truncated, info
+            info["metrics"] = final_metrics(self.simulation, 0)
+        return observation, result.reward.item(), terminated, truncated, info
+
+    def _make_handle(self) -> Handle:
+        sim = self.simulation
+        return Handle(
+            self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result
+        )
 
     def _observation(self) -> Observation:
         return single_observation(self._out, 0)
 
-    def _beyond_slots(self) -> int:
-        """Return how many ready calls have no slot."""
-        return max(0, int(self.simulation.progress.env["ready"][0]) - self._slots)
-
     @property
     def time_s(self) -> float:
         """Virtual seconds since the episode began."""
-        return float(self.simulation.progress.env["now_ps"][0]) * 1e-12
+        return float(self._result.time_s[0])
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the mask as booleans, under the name sb3-contrib's MaskablePPO looks for."""
@@ -199,7 +199,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled scenario out of pickles: it is made again from the scenario."""
-        return {**self.__dict__, "compiled": self.compiled.scenario}
+        return {**self.__dict__, "compiled": self.compiled.scenario, "_handle": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -236,18 +236,12 @@ def single_observation(out: ObservationArrays, e: int) -> Observation:
     }
 
 
-def final_metrics(simulation: Simulation, e: int, overflowed: int) -> dict[str, float]:
-    """Return the metrics of the episode that ended in environment `e`.
-
-    Args:
-        simulation: the environments.
-        e: which of them.
-        overflowed: decisions of the episode with more ready calls than slots.
-    """
+def final_metrics(simulation: Simulation, e: int) -> dict[str, float]:
+    """Return the metrics of the episode that ended in environment `e`."""
     from .harness.metrics import episode_metrics
 
     log = episode_log(simulation, e)
-    log.notes["overflow"] = int(overflowed)
+    log.notes["overflow"] = int(simulation.progress.env["overflow"][e])
     # Whoever steps the environment decides: there are decisions to count, but none to time.
     return episode_metrics(log) | {"decisions": float(simulation.progress.env["decisions"][e])}
 
@@ -257,5 +251,6 @@ def copy_sharing(original: T, shared: object, memo: dict[int, Any]) -> T:
     memo[id(shared)] = shared
     twin = object.__new__(type(original))
     memo[id(original)] = twin
-    twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in original.__dict__.items()})
+    state = {key: value for key, value in original.__dict__.items() if key != "_handle"}
+    twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in state.items()}, _handle=None)
     return twin

@@ -192,7 +192,6 @@ def observe(wt, tables, state, progress, e, out):
             mask[slot * routes : (slot + 1) * routes] = 0
     # Waiting must end: something has to be running or about to come. After the end it is the one thing left to do.
     mask[slots * routes] = env.done or next_event_ps(wt, state, progress, e) < NEVER
-    env.overflow += max(0, env.ready - slots)
     out.globals[e, GlobalFeature.IN_FLIGHT] = squash(float(env.arrived - env.completed), 32.0)
     out.globals[e, GlobalFeature.READY] = squash(float(env.ready), 8.0)
     out.globals[e, GlobalFeature.OVERFLOW] = squash(float(max(0, env.ready - slots)), 8.0)

@@ -42,7 +42,7 @@ ENVIRONMENT = np.dtype(
         ("dispatched", "i4"),
         ("decisions", "i4"),
         ("invalid", "i4"),
-        ("overflow", "i4"),  # ready calls beyond the slots, summed over decisions
+        ("overflow", "i4"),  # decisions with more ready calls than slots
         ("done", "i4"),
         ("truncated", "i4"),
     ],

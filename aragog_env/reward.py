@@ -6,8 +6,6 @@ so a request contributes about -JCT / SLO, and both parts are O(1) per request.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .compiled_scenario import CompiledScenario
@@ -29,17 +27,14 @@ def reference_latency_s(compiled: CompiledScenario) -> float:
 
 
 class Reward:
-    """Turns what a step returned into its parts; arrays of any shape, or scalars."""
+    """The scale of a scenario's reward; `action.step_environment` computes it."""
 
     def __init__(self, compiled: CompiledScenario) -> None:
         self.reference_s = reference_latency_s(compiled)
         self.accuracy_weight = compiled.scenario.objective.accuracy_weight
         self.beta_per_s = compiled.scenario.objective.beta_per_s
 
-    def parts(self, in_flight_ps: Any, correct: Any) -> tuple[Any, Any]:
-        """Return (latency part, accuracy part)."""
-        return -(in_flight_ps / PS_PER_S) / self.reference_s, self.accuracy_weight * correct
-
-    def discount(self, elapsed_ps: Any) -> Any:
-        """Return the discount of the time that passed, exp(-beta dt)."""
-        return np.exp(-self.beta_per_s * (elapsed_ps / PS_PER_S))
+    @property
+    def objective(self) -> tuple[float, float, float]:
+        """(reference latency in s, accuracy weight, discount rate per s)."""
+        return self.reference_s, self.accuracy_weight, self.beta_per_s

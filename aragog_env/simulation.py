@@ -130,6 +130,7 @@ def _begin(wt, tables, state, progress, e, opened, horizon_ps):
     for c in range(call.shape[0]):
         call[c].ready_ps = call[c].dispatch_ps = call[c].start_ps = call[c].first_ps = call[c].finish_ps = -1
         call[c].prompt = call[c].output = call[c].generated = call[c].cached = call[c].preemptions = 0
+        call[c].in_flight = call[c].stale = call[c].registered = 0
         call[c].replica = call[c].model = call[c].next = -1
     for r in range(tables.spec.shape[0]):
         clear_replica(state, e, r, tables)

@@ -12,12 +12,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from .action import allocate_steps, step_all
+from .action import Handle, allocate_steps, begin_one, step_all
 from .backends.sim import episode_log
 from .compiled_scenario import compile_scenario
 from .env import StageDispatchEnv, copy_sharing, final_metrics, resolve_scenario, single_observation, spaces
 from .episode import EpisodeLog
-from .observation import PairFeature, allocate_observations, observe
+from .observation import PairFeature, allocate_observations
 from .reward import Reward
 from .simulation import Simulation
 from .specs.scenario import Scenario
@@ -36,10 +36,9 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         scenario: name, file or `Scenario`; `overrides`: changes to it.
         autoreset_mode: `NEXT_STEP` (default), `SAME_STEP` (adds `final_obs` and `final_info`) or `DISABLED`.
         copy: return fresh arrays; False returns views that the next step overwrites.
-        render_mode: `None`, `"ansi"` or `"rgb_array"`; `render()` returns one text or picture per
-        environment. metrics: what `info["metrics"]` holds for episodes that end: `"full"`, as in the single
-        environment, or `"summary"`
-            (a few of these, in a tenth of the time).
+        render_mode: `None`, `"ansi"` or `"rgb_array"`; `render()` returns one text or picture per environment.
+        metrics: what `info["metrics"]` holds for episodes that end: `"full"`, as in the single environment, or
+            `"summary"` (a few of these, in a tenth of the time).
     """
 
     metadata: dict[str, Any] = StageDispatchEnv.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -52,7 +51,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
         render_mode: str | None = None,
-        metrics: Literal["full", "summary"] = "full",
+        metrics: Literal["full", "summary"] = "summary",
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -60,6 +59,8 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.copy = copy
+        if metrics not in ("full", "summary"):
+            raise ValueError(f"metrics must be 'full' or 'summary', got {metrics!r}")
         self.full_metrics = metrics == "full"
         self._slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
         self.single_observation_space, self.single_action_space = spaces(self.compiled)
@@ -68,11 +69,11 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         self.reward = Reward(self.compiled)
         self.simulation = Simulation(self.compiled, num_envs)
         self._out = allocate_observations(num_envs, self._slots, routes)
-        self._result = allocate_steps(num_envs)
+        self._result = allocate_steps(num_envs, *self.reward.objective)
+        self._handle: Handle | None = None
+        self._everywhere = np.ones(num_envs, np.bool_)
         self._done = np.zeros(num_envs, np.bool_)
         self._skip = np.zeros(num_envs, np.bool_)
-        self._overflow = np.zeros(num_envs, np.int32)  # (E,) ready calls beyond the slots now
-        self._overflowed = np.zeros(num_envs, np.int64)  # (E,) decisions of the episode with any
         self._seeds = np.full(num_envs, -1)  # (E,) of the present episodes, -1 before the first reset
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
 
@@ -102,37 +103,25 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         for e in np.flatnonzero(mask):
             self._begin(int(e), seeds[e])
-        values = {"action_mask": self._out.mask.copy(), "time_s": self._time_s(), "seed": self._seeds.copy()}
+        values = {"action_mask": self._out.mask.copy(), "time_s": self._result.time_s.copy(), "seed": self._seeds.copy()}
         return self._observations(), values | {f"_{key}": mask.copy() for key in values}
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         """Step all environments; under NEXT_STEP, those that ended begin anew and ignore their action."""
         if self._seeds[0] < 0:
             raise gym.error.ResetNeeded("call reset before step")
-        compiled, sim, result = self.compiled, self.simulation, self._result
+        if self._handle is None:
+            self._handle = self._make_handle()
         next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
         self._skip[:] = self._done if next_step else False
-        began = np.flatnonzero(self._skip)
         was_done = self._done.copy()
-        self._overflowed += self._overflow > 0
-        step_all(
-            compiled.workflow,
-            compiled.engine,
-            sim.state,
-            sim.progress,
-            np.asarray(actions, np.int64),
-            self._skip,
-            self._out,
-            result,
-        )
-        for e in began:
-            self._begin(int(e), None)
-            for array in result:
-                array[e] = 0
-        self._overflow = np.maximum(sim.progress.env["ready"] - self._slots, 0)
-        latency, accuracy = self.reward.parts(result.in_flight_ps, result.correct)
-        terminated, truncated = result.terminated.copy(), result.truncated.copy()
-        info = self._info(latency, accuracy)
+        step_all(self._handle, np.asarray(actions, np.int64), self._skip)
+        if self._skip.any():
+            for e in np.flatnonzero(self._skip):
+                self._begin(int(e), None)
+        result = self._result
+        reward, terminated, truncated = result.reward.copy(), result.terminated.copy(), result.truncated.copy()
+        info = self._info()
         np.logical_or(terminated, truncated, out=self._done)
         # With autoreset disabled, an episode that is over stays over.
         ended = np.flatnonzero(self._done & ~was_done)
@@ -140,7 +129,13 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             self._add_metrics(info, ended)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 self._restart(info, ended)
-        return self._observations(), latency + accuracy, terminated, truncated, info
+        return self._observations(), reward, terminated, truncated, info
+
+    def _make_handle(self) -> Handle:
+        sim = self.simulation
+        return Handle(
+            self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result
+        )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return (num_envs, actions) booleans."""
@@ -166,7 +161,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled scenario out of pickles: it is made again from the scenario."""
-        return {**self.__dict__, "compiled": self.compiled.scenario}
+        return {**self.__dict__, "compiled": self.compiled.scenario, "_handle": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -177,13 +172,12 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         if seed is not None:
             self._generators[e] = seeding.np_random(seed)[0]
         episode_seed = seed if seed is not None else int(self._generators[e].integers(2**31))
-        sim = self.simulation
-        sim.reset(e, episode_seed)
-        observe(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, e, self._out)
+        self.simulation.reset(e, episode_seed)
+        # The arrays may have grown.
+        self._handle = self._make_handle()
+        begin_one(self._handle, e)
         self._seeds[e] = episode_seed
         self._done[e] = False
-        self._overflowed[e] = 0
-        self._overflow[e] = max(0, int(sim.progress.env["ready"][e]) - self._slots)
 
     def _observations(self) -> dict[str, Array]:
         out = self._out
@@ -196,25 +190,21 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         }
         return {key: value.copy() for key, value in arrays.items()} if self.copy else arrays
 
-    def _info(self, latency: Array, accuracy: Array) -> dict[str, Any]:
+    def _info(self) -> dict[str, Any]:
         result = self._result
-        everywhere = np.ones(self.num_envs, np.bool_)
         values: dict[str, Any] = {
             "action_mask": self._out.mask.copy(),
-            "dt": result.elapsed_ps * 1e-12,
-            "discount": self.reward.discount(result.elapsed_ps),
-            "invalid_action": result.invalid.astype(np.bool_),
-            "reward/latency": latency,
-            "reward/accuracy": accuracy,
-            "overflow": self._overflow.copy(),
-            "time_s": self._time_s(),
+            "dt": result.elapsed_s.copy(),
+            "discount": result.discount.copy(),
+            "invalid_action": result.invalid.copy(),
+            "reward/latency": result.latency.copy(),
+            "reward/accuracy": result.accuracy.copy(),
+            "overflow": result.overflow.copy(),
+            "time_s": result.time_s.copy(),
         }
-        return values | {f"_{key}": everywhere for key in values}
-
-    def _time_s(self) -> Array:
-        """Return (E,) virtual seconds since the episodes began."""
-        time_s: Array = self.simulation.progress.env["now_ps"] * 1e-12
-        return time_s
+        for key in tuple(values):
+            values[f"_{key}"] = self._everywhere
+        return values
 
     def _add_metrics(self, info: dict[str, Any], ended: NDArray[np.intp]) -> None:
         """Add the metrics of the episodes that ended, as arrays with zeros elsewhere."""
@@ -223,7 +213,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         metrics: dict[str, Any] = {}
         for e in ended:
             if self.full_metrics:
-                values = final_metrics(self.simulation, int(e), int(self._overflowed[e]))
+                values = final_metrics(self.simulation, int(e))
             else:
                 values = self._summary(int(e))
             for key, value in values.items():
@@ -257,6 +247,6 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         final_info |= {f"_{key}": mask for key in final_info}
         for e in ended:
             self._begin(int(e), None)
-        info |= {"action_mask": self._out.mask.copy(), "time_s": self._time_s()}
-        info |= {"overflow": self._overflow.copy()}
+        info |= {"action_mask": self._out.mask.copy(), "time_s": self._result.time_s.copy()}
+        info |= {"overflow": self._result.overflow.copy()}
         info |= {"final_obs": final, "_final_obs": mask, "final_info": final_info, "_final_info": mask}

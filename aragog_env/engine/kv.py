@@ -102,16 +102,20 @@ def pop_block(state, e, spec, replica):
 
 
 @kernel
-def extend_table(state, e, spec, replica, arena, computed, after):
-    """Allocate and register what a call needs to go from `computed` to `after` tokens.
-
-    Blocks are registered when they are scheduled, not when they are computed (`KVCacheManager.allocate_slots`).
-    """
-    table, keys = state.arena_block[e], state.arena_hash[e]
+def allocate_blocks(state, e, spec, replica, arena, computed, after):
+    """Extend a call's table from `computed` to `after` tokens with free blocks."""
     for k in range((computed + 15) >> 4, (after + 15) >> 4):
-        table[arena + k] = pop_block(state, e, spec, replica)
-    for k in range(computed >> 4, after >> 4):
-        register_block(state, e, spec, keys[arena + k], table[arena + k])
+        state.arena_block[e, arena + k] = pop_block(state, e, spec, replica)
+
+
+@kernel
+def register_blocks(state, e, spec, arena, begin, end):
+    """Make blocks `begin` to `end` of a call's table hittable.
+
+    That happens when they are scheduled, not when they are computed (`KVCacheManager.allocate_slots`).
+    """
+    for k in range(begin, end):
+        register_block(state, e, spec, state.arena_hash[e, arena + k], state.arena_block[e, arena + k])
 
 
 @kernel
@@ -181,7 +185,8 @@ def hash_segments(state, e, arena, ids, lengths, count):
         position = 0
         while position < lengths[s]:
             take = min(16 - block_fill, lengths[s] - position)
-            parent = mix(mix(parent, ids[s]), position * 32 + take)
+            # Odd multiples of small numbers are far apart, so content and position share one salt without collisions.
+            parent = mix(parent, ids[s] * -7070675565921424023 + position * 32 + take)
             block_fill += take
             position += take
             if block_fill == 16:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..jit import inlined
+from ..jit import inlined, kernel
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -54,3 +54,20 @@ def pop_head(state, e, replica):
         replica.tail = -1
     replica.blocked = 0
     return c
+
+
+@kernel
+def remove_waiting(state, e, replica, c):
+    """Take call `c` out of the waiting queue, wherever it stands."""
+    call = state.call[e]
+    if replica.head == c:
+        pop_head(state, e, replica)
+        return
+    before_c = replica.head
+    while call[before_c].next != c:
+        before_c = call[before_c].next
+    call[before_c].next = call[c].next
+    if replica.tail == c:
+        replica.tail = before_c
+    replica.waiting -= 1
+    replica.waiting_tokens -= call[c].prompt + call[c].generated

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from ..jit import inlined, kernel
 
-from .scheduler import free_blocks, plan_iteration, take_blocks
+from .lag import fill_flights, land_flight
 from .queue import enqueue
+from .scheduler import free_blocks, plan_iteration, take_blocks
 from .state import BOUNDARY, IDLE, ITERATION, NEVER, NOT_DECODING, STRETCH
 from .timing import steps_until, stretch_ps
 
@@ -31,6 +32,7 @@ def clear_replica(state, e, r, tables):
     replica.blank = replica.virgin = replica.preemptions = replica.blocked = 0
     replica.up = 1
     replica.mode = IDLE
+    replica.flights = replica.flight = 0
     for k in range(16):
         replica.residue[k] = 0
     if spec.prefix != 0:
@@ -44,6 +46,7 @@ def clear_call(state, e, c):
     call = state.call[e]
     call[c].ready_ps = call[c].dispatch_ps = call[c].start_ps = call[c].first_ps = call[c].finish_ps = -1
     call[c].generated = call[c].cached = call[c].preemptions = call[c].priority = 0
+    call[c].in_flight = call[c].stale = call[c].registered = 0
     call[c].replica = call[c].model = call[c].next = -1
 
 
@@ -84,6 +87,9 @@ def _steps_before_hit(state, e, r, replica, steps):
 def plan(state, e, r, tables, now):
     """Begin the replica's next segment at `now`, or leave it idle."""
     spec, replica = tables.spec[r], state.replica[e, r]
+    if spec.lag != 0:
+        fill_flights(state, e, r, tables, now)
+        return
     replica.begin_ps = now
     may_admit = replica.waiting > 0 and replica.running < spec.max_seqs and replica.blocked == 0
     if replica.running > 0 and replica.prefills == 0 and not may_admit and replica.running <= spec.budget:
@@ -101,19 +107,9 @@ def plan(state, e, r, tables, now):
         if duration > 0:
             replica.mode = ITERATION
             replica.end_ps = now + duration
-            _stamp_first_tokens(state, e, r, replica)
             return
     replica.mode = IDLE
     replica.end_ps = NEVER
-
-
-@inlined
-def _stamp_first_tokens(state, e, r, replica):
-    """Note the time of the first token for requests whose prompt ends in the iteration just planned."""
-    for i in range(replica.running - 1, -1, -1):
-        c = state.run_call[e, r, i]
-        if state.run_finish[e, r, i] != NOT_DECODING and state.call[e, c].first_ps < 0:
-            state.call[e, c].first_ps = replica.end_ps
 
 
 @inlined
@@ -141,6 +137,8 @@ def close_segment(state, e, r, tables):
     spec, replica = tables.spec[r], state.replica[e, r]
     now = replica.end_ps
     replica.busy_ps += now - replica.begin_ps
+    if spec.lag != 0:
+        return land_flight(state, e, r, tables, now)
     if replica.mode == STRETCH:
         _close_stretch(state, e, r, spec, replica, replica.planned)
     replica.mode = BOUNDARY

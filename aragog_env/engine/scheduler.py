@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..jit import inlined, kernel
 
-from .kv import extend_table, longest_hit, release_table, touch_hits
+from .kv import allocate_blocks, longest_hit, register_blocks, release_table, touch_hits
 from .queue import enqueue, pop_head
 from .state import NOT_DECODING
 from .timing import decode_ps, prefill_ps
@@ -22,7 +22,9 @@ from .timing import decode_ps, prefill_ps
 def take_blocks(state, e, spec, replica, c, computed, after):
     """Allocate the KV blocks that call `c` needs to go from `computed` to `after` tokens; they must be free."""
     if spec.prefix != 0:
-        extend_table(state, e, spec, replica, state.call[e, c].arena, computed, after)
+        arena = state.call[e, c].arena
+        allocate_blocks(state, e, spec, replica, arena, computed, after)
+        register_blocks(state, e, spec, arena, computed >> 4, after >> 4)
     else:
         replica.free -= ((after + 15) >> 4) - ((computed + 15) >> 4)
 
@@ -78,8 +80,28 @@ def _preempt(state, e, r, spec, replica, i):
     free_blocks(state, e, spec, replica, c, computed)
     state.call[e, c].preemptions += 1
     replica.preemptions += 1
+    # Asynchronous scheduling: tokens in flight will still be delivered, but count for nothing else.
+    state.call[e, c].stale, state.call[e, c].in_flight = state.call[e, c].in_flight, 0
     _remove_running(state, e, r, replica, i)
     enqueue(state, e, spec, replica, c, True)
+
+
+@kernel
+def make_room(state, e, r, spec, replica, i, need, budget):
+    """Preempt until `need` blocks are free for the request at position `i`; return (its position, budget).
+
+    A victim that was scheduled before in this iteration gives its tokens back. The position is -1 when the request had to
+    preempt itself, which ends the scheduling of running requests.
+    """
+    while need > replica.free:
+        v = _victim(state, e, r, spec, replica)
+        budget += state.run_new[e, r, v]
+        _preempt(state, e, r, spec, replica, v)
+        if v == i:
+            return -1, budget
+        if v < i:
+            i -= 1
+    return i, budget
 
 
 @kernel
@@ -96,20 +118,11 @@ def _schedule_running(state, e, r, spec, replica, budget):
         if state.run_finish[e, r, i] == NOT_DECODING:
             new = min(state.call[e, c].prompt + state.call[e, c].generated - computed, budget)
         need = ((computed + new + 15) >> 4) - ((computed + 15) >> 4)
-        evicted_self = False
-        while need > replica.free:
-            v = _victim(state, e, r, spec, replica)
-            # A victim that was scheduled before in this iteration gives its tokens back.
-            budget += state.run_new[e, r, v]
-            _preempt(state, e, r, spec, replica, v)
+        if need > replica.free:
             preempted = True
-            if v == i:
-                evicted_self = True
+            i, budget = make_room(state, e, r, spec, replica, i, need, budget)
+            if i < 0:
                 break
-            if v < i:
-                i -= 1
-        if evicted_self:
-            break
         take_blocks(state, e, spec, replica, c, computed, computed + new)
         state.run_new[e, r, i] = new
         budget -= new
@@ -272,4 +285,8 @@ def plan_iteration(state, e, r, tables, now):
     duration = tables.step_ps[row, tokens] + tables.sample_ps[row, sampled] + chunks
     if decodes > 0:
         duration += decode_ps(tables, row, decodes, kv_tokens)
+    for i in range(begin, replica.running):
+        c = state.run_call[e, r, i]
+        if state.run_finish[e, r, i] != NOT_DECODING and state.call[e, c].first_ps < 0:
+            state.call[e, c].first_ps = now + duration
     return duration

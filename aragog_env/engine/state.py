@@ -35,6 +35,7 @@ REPLICA_SPEC = np.dtype(
         ("blocks", "i4"),  # usable KV blocks: vLLM's num_gpu_blocks - 1 (block 0 is the null block)
         ("prefix", "i4"),  # prefix cache on
         ("priority", "i4"),  # scheduling policy: 0 first come first served, 1 priority
+        ("lag", "i4"),  # asynchronous scheduling: an iteration is scheduled while the one before runs
         ("role", "i4"),  # 0 mixed; room for 1 prefill, 2 decode
         ("model", "i4"),
         ("latency", "i4"),  # row of the latency tables
@@ -73,6 +74,10 @@ REPLICA = np.dtype(
         ("blocked", "i4"),  # the first waiting call did not fit in the last iteration, and nothing was freed since
         ("up", "i4"),
         ("mode", "i4"),
+        ("flights", "i4"),  # asynchronous scheduling: iterations that run or are scheduled, at most 2
+        ("flight", "i4"),  # which of the two slots runs
+        ("flight_calls", "i4", (2,)),  # how many requests sample a token in each
+        ("flight_end_ps", "i8", (2,)),
         ("residue", "i4", (BLOCK_TOKENS,)),  # decoding requests by run_offset modulo 16
     ],
     align=True,
@@ -95,6 +100,9 @@ CALL = np.dtype(
         ("replica", "i4"),
         ("model", "i4"),
         ("next", "i4"),  # next call in the waiting queue (or the tool queue)
+        ("in_flight", "i4"),  # asynchronous scheduling: sampled tokens not delivered yet
+        ("stale", "i4"),  # the same, of a call that was preempted meanwhile
+        ("registered", "i4"),  # asynchronous scheduling: full blocks in the prefix cache
         ("sequence", "i4"),  # order of arrival at the engine: breaks ties of priority scheduling
     ],
     align=True,
@@ -136,6 +144,7 @@ class EngineState(NamedTuple):
     run_offset: NDArray[np.int32]  # (E, R, S) computed tokens minus the replica's `step`
     run_finish: NDArray[np.int32]  # (E, R, S) `step` at which the last token is sampled
     run_new: NDArray[np.int32]  # (E, R, S) tokens scheduled in the current iteration (scratch)
+    flight_call: NDArray[np.int32]  # (E, R, 2, S) requests that sample in the iterations in flight; S = 1 without any
     finished: NDArray[np.int32]  # (E, S) calls that ended in the segment just closed (scratch)
     block: NDArray[np.void]  # (E, NB) of BLOCK
     blank: NDArray[np.int32]  # (E, NB) stacks of free blocks without content
@@ -173,6 +182,7 @@ def build_tables(
             blocks,
             config.enable_prefix_caching,
             config.scheduling_policy == "priority",
+            config.async_scheduling,
             0,
             0 if models is None else models[i],
             row,
@@ -205,6 +215,7 @@ def allocate(tables: EngineTables, environments: int, calls: int, arena: int) ->
         run_offset=np.zeros(shape, np.int32),
         run_finish=np.zeros(shape, np.int32),
         run_new=np.zeros(shape, np.int32),
+        flight_call=np.zeros((environments, replicas, 2, sequences if spec["lag"].any() else 1), np.int32),
         finished=np.zeros((environments, sequences), np.int32),
         block=np.zeros((environments, blocks), BLOCK),
         blank=np.zeros((environments, blocks), np.int32),

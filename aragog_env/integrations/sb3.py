@@ -1,9 +1,9 @@
 """Stable-Baselines3 on the native vector environment: one compiled call steps all, instead of a Python loop.
 
 Stable-Baselines3 does not take Gymnasium vector environments. The adapter has `action_masks`, so that
-`sb3_contrib.MaskablePPO("MultiInputPolicy", make_sb3_env("default", 64))` trains on valid actions. `VecMonitor`
-around it adds episode returns. The constant `gamma` is an approximation: time is semi-Markov, see
-`info["discount"]`.
+`sb3_contrib.MaskablePPO("MultiInputPolicy", make_sb3_env("default", 64))` trains on valid actions.
+`VecMonitor` around it adds episode returns. The constant `gamma` of the learners is an approximation: time is
+semi-Markov, see `info["discount"]`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""Fixtures that several test modules share. Compiled code and compiled scenarios are made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from rollouts import ENV_ID, SCENARIOS, Step, episode
+
+
+@pytest.fixture(params=list(SCENARIOS))
+def scenario(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Arguments of the environment, for each kind of scenario."""
+    return SCENARIOS[request.param]
+
+
+@pytest.fixture
+def env(scenario: dict[str, Any]) -> Iterator[Any]:
+    """An environment of each kind, as `gym.make` returns it."""
+    made = gym.make(ENV_ID, **scenario)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def episodes() -> dict[str, tuple[Any, list[Step]]]:
+    """One finished episode of each kind of scenario, with its environment: look, do not step."""
+    result = {}
+    for name, arguments in SCENARIOS.items():
+        finished = gym.make(ENV_ID, **arguments).unwrapped
+        result[name] = (finished, episode(finished, seed=3))
+    return result

@@ -1,0 +1,188 @@
+"""The compiled engine against the reference engine, exactly; its closed forms; its block pool after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from aragog_env.engine.config import EngineConfig, EngineRequest
+from aragog_env.engine.open_loop import prepare, run_compiled, run_open_loop
+from aragog_env.engine.reference import run_reference
+from aragog_env.engine.state import BLOCK_TOKENS, EngineState, EngineTables, build_tables
+from aragog_env.engine.timing import decode_ps, steps_until, stretch_ps
+from aragog_env.engine.workloads import (
+    EngineWorkload,
+    agentic,
+    chat,
+    mixed_lengths,
+    pressure,
+    priority,
+    random_small,
+    shared_prefix,
+    synthetic_latency,
+)
+
+SLICES: dict[str, Callable[[int], EngineWorkload]] = {
+    "chat": lambda seed: chat(seed, 120),
+    "pressure": lambda seed: _tight(pressure(seed, 120), 900),
+    "agentic": lambda seed: _tight(agentic(seed, sessions=10, turns=5), 2500),
+    "shared_prefix": lambda seed: shared_prefix(seed, 120),
+    "priority": lambda seed: _tight(priority(seed, 90), 450),
+    "mixed_lengths": lambda seed: mixed_lengths(seed, 60),
+}
+"""The first part of each workload of the comparison with real vLLM, some with less KV cache."""
+
+
+def _tight(workload: EngineWorkload, blocks: int) -> EngineWorkload:
+    most = max(request.prompt_tokens + request.output_tokens for request in workload.requests)
+    limits = replace(workload.config, num_gpu_blocks=blocks, max_model_len=max(most, 16))
+    return EngineWorkload(limits, workload.requests)
+
+
+def synchronous(workload: EngineWorkload) -> EngineWorkload:
+    return EngineWorkload(replace(workload.config, async_scheduling=False), workload.requests)
+
+
+def assert_equal(workload: EngineWorkload) -> None:
+    """Run both engines and compare every time of every call, and the number of iterations."""
+    latency = synthetic_latency(workload.config)
+    truth = run_reference(workload.config, latency, workload.requests)
+    ours = run_compiled(workload.config, latency, workload.requests)
+    for mine, theirs in zip(ours.calls, truth.calls, strict=True):
+        assert mine == theirs
+    assert ours.iterations == truth.iterations
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_random_small_workloads(block: int) -> None:
+    for seed in range(50 * block, 50 * block + 50):
+        assert_equal(synchronous(random_small(seed)))
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_of_the_vllm_workloads(name: str) -> None:
+    assert_equal(SLICES[name](11))
+
+
+def test_slices_exercise_preemption_and_cache() -> None:
+    """The comparison would prove little if nothing happened in it."""
+
+    def run(name: str) -> list[Any]:
+        workload = SLICES[name](11)
+        return list(
+            run_compiled(workload.config, synthetic_latency(workload.config), workload.requests).calls
+        )
+
+    assert sum(call.preemptions for call in run("pressure")) >= 20
+    assert sum(call.preemptions for call in run("priority")) >= 10
+    assert sum(call.cached_tokens for call in run("agentic")) >= 10_000
+    assert sum(call.cached_tokens > 0 for call in run("shared_prefix")) >= 50
+
+
+def _decode_times(tables: EngineTables, decodes: int, kv_tokens: int, steps: int) -> list[int]:
+    """Return the durations of a stretch's iterations, one by one from the formula."""
+    fixed = int(tables.step_ps[0, decodes]) + int(tables.sample_ps[0, decodes])
+    return [fixed + int(decode_ps.py_func(tables, 0, decodes, kv_tokens + k * decodes)) for k in range(steps)]
+
+
+@st.composite
+def decode_tables(draw: st.DrawFn, most: int = 6) -> EngineTables:
+    """Draw latency tables with a piecewise linear decode curve whose slopes may be zero."""
+    config = EngineConfig(max_num_seqs=most, max_num_batched_tokens=most, max_model_len=64, num_gpu_blocks=9)
+    latency = synthetic_latency(config)
+    grid = sorted(draw(st.sets(st.integers(1, 400), min_size=1, max_size=4)))
+    shape = (most + 1, len(grid))
+
+    def numbers(low: int, high: int) -> NDArray[np.int64]:
+        values = st.lists(st.integers(low, high), min_size=len(grid), max_size=len(grid))
+        return np.array([draw(values) for _ in range(shape[0])], np.int64)
+
+    latency = latency._replace(
+        decode_context=np.array(grid, np.int64),
+        decode_base_ps=numbers(0, 10**9),
+        decode_slope_ps=numbers(0, draw(st.sampled_from((0, 1, 10**6)))),
+    )
+    return build_tables([config], [latency])
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(decode_tables(), st.integers(1, 6), st.integers(1, 300), st.integers(1, 500), st.data())
+def test_closed_forms_equal_sums(
+    tables: EngineTables, decodes: int, context: int, steps: int, data: st.DataObject
+) -> None:
+    kv_tokens = decodes * context + data.draw(st.integers(0, decodes - 1))
+    ends = np.cumsum(_decode_times(tables, decodes, kv_tokens, steps))
+    assert stretch_ps(tables, 0, decodes, kv_tokens, steps) == ends[-1]
+    # The boundaries themselves, their neighbours, and any time between.
+    k = data.draw(st.integers(0, steps - 1))
+    anywhere = data.draw(st.integers(0, int(ends[-1])))
+    for elapsed in (0, 1, int(ends[k]) - 1, int(ends[k]), min(int(ends[k]) + 1, int(ends[-1])), anywhere):
+        wanted = int(np.searchsorted(ends, elapsed)) + 1
+        assert steps_until(tables, 0, decodes, kv_tokens, steps, elapsed) == (wanted, ends[wanted - 1])
+
+
+def assert_pool_at_rest(tables: EngineTables, state: EngineState) -> None:
+    """With no call left, every block is free, and in exactly one place."""
+    spec, server = tables.spec[0], state.replica[0, 0]
+    usable = int(spec["blocks"])
+    assert server["free"] == usable
+    assert server["running"] == server["waiting"] == server["prefills"] == 0
+    assert server["head"] == server["tail"] == -1
+    assert server["waiting_tokens"] == server["offset_sum"] == 0
+    if not spec["prefix"]:
+        return
+    block, base = state.block[0], int(spec["block_base"])
+    virgin = list(range(base + int(server["virgin"]), base + usable))
+    blank = state.blank[0, base : base + int(server["blank"])].tolist()
+    cached = _walk(block, int(server["lru_head"]), "next")
+    assert cached == _walk(block, int(server["lru_tail"]), "previous")[::-1]
+    assert sorted(virgin + blank + cached) == list(range(base, base + usable))
+    assert not block["ref"][blank + cached].any()
+    assert not block["hash"][blank].any()
+    assert block["hash"][cached].all()
+    buckets = state.bucket[0, int(spec["bucket_base"]) :][: int(spec["bucket_mask"]) + 1]
+    chained = [b for first in buckets.tolist() for b in _walk(block, first, "chain")]
+    assert sorted(chained) == sorted(cached)
+
+
+def _walk(block: NDArray[np.void], first: int, link: str) -> list[int]:
+    """Return the blocks of a linked list."""
+    found = []
+    while first >= 0:
+        found.append(first)
+        assert len(found) <= len(block), f"the list over '{link}' has a loop"
+        first = int(block[link][first])
+    return found
+
+
+@pytest.mark.parametrize("source", [*SLICES, "random"])
+def test_every_block_is_free_and_accounted_for_after_a_run(source: str) -> None:
+    workloads = [SLICES[source](5)] if source in SLICES else [random_small(seed) for seed in range(60)]
+    for workload in map(synchronous, workloads):
+        tables, state, packed = prepare(
+            workload.config, synthetic_latency(workload.config), workload.requests
+        )
+        for _ in range(2):  # a second run on the same arrays starts from a clean server
+            run_open_loop(state, 0, tables, packed)
+            assert_pool_at_rest(tables, state)
+        assert (state.call[0]["finish_ps"] > 0).all()
+        assert (state.call[0]["generated"] == state.call[0]["output"]).all()
+
+
+def test_a_retained_cache_holds_what_was_computed_last() -> None:
+    """One request of three full blocks leaves those three in the cache, tail first in line for eviction."""
+    config = EngineConfig(max_num_seqs=2, max_num_batched_tokens=64, max_model_len=96, num_gpu_blocks=9)
+    request = EngineRequest(0, 0, ((1, 40),), 9, 2)  # 48 computed tokens: the last one sampled is not
+    tables, state, packed = prepare(config, synthetic_latency(config), [request])
+    run_open_loop(state, 0, tables, packed)
+    cached = _walk(state.block[0], int(state.replica[0, 0]["lru_head"]), "next")
+    keys = state.arena_hash[0, : 48 // BLOCK_TOKENS].tolist()
+    assert state.block[0]["hash"][cached].tolist() == keys[::-1]
+    assert state.replica[0, 0]["blank"] == 0

@@ -111,7 +111,7 @@ def test_recipe(
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     results = read(tmp_path / "out")

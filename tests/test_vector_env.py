@@ -20,14 +20,8 @@ STEPS = 130
 
 
 def make(arguments: dict[str, Any], mode: AutoresetMode = AutoresetMode.NEXT_STEP, **more: Any) -> Any:
-    return gym.make_vec(
-        ENV_ID,
-        num_envs=N,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=mode.value,
-        **arguments,
-        **more,
-    )
+    settings = {"autoreset_mode": mode.value, "metrics": "full"} | arguments | more
+    return gym.make_vec(ENV_ID, num_envs=N, vectorization_mode="vector_entry_point", **settings)
 
 
 def act(rngs: list[np.random.Generator], masks: Any) -> np.ndarray:

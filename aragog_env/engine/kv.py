@@ -29,27 +29,26 @@ def bucket_of(spec, key):
 
 @inlined
 def find_block(state, e, spec, key):
-    """Return the oldest block registered under `key`, or -1 (`BlockHashToBlockMap.get_one_block`)."""
+    """Return the oldest block registered under `key`, or -1 (`BlockHashToBlockMap.get_one_block`).
+
+    New blocks go to the front of their bucket, so the last match is the oldest.
+    """
+    found = -1
     b = state.bucket[e, bucket_of(spec, key)]
-    while b >= 0 and state.block[e, b].hash != key:
+    while b >= 0:
+        if state.block[e, b].hash == key:
+            found = b
         b = state.block[e, b].chain
-    return b
+    return found
 
 
 @inlined
 def register_block(state, e, spec, key, b):
-    """Make block `b` hittable under `key`; behind blocks of equal content, so that a hit takes the oldest."""
-    block = state.block[e]
-    block[b].hash = key
-    block[b].chain = -1
+    """Make block `b` hittable under `key`."""
     slot = bucket_of(spec, key)
-    last = state.bucket[e, slot]
-    if last < 0:
-        state.bucket[e, slot] = b
-        return
-    while block[last].chain >= 0:
-        last = block[last].chain
-    block[last].chain = b
+    state.block[e, b].hash = key
+    state.block[e, b].chain = state.bucket[e, slot]
+    state.bucket[e, slot] = b
 
 
 @inlined

@@ -20,6 +20,8 @@ from .config import EngineConfig
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block; `EngineConfig.block_size` must agree (the kernels use shifts and masks)."""
+MAX_BUCKETS = 1 << 15
+"""Hash buckets of a prefix cache: few enough that those of many environments stay in the processor's cache."""
 NEVER = np.int64(2**62)
 """A time that never comes, in picoseconds."""
 NOT_DECODING = np.int32(2**31 - 1)
@@ -175,7 +177,7 @@ def build_tables(
         if row == len(rows):
             rows.append(latency)
         blocks = config.num_gpu_blocks - 1
-        buckets = 1 << max(4, int(blocks).bit_length()) if config.enable_prefix_caching else 1
+        buckets = min(MAX_BUCKETS, 1 << max(4, int(blocks).bit_length())) if config.enable_prefix_caching else 1
         spec[i] = (
             config.max_num_seqs,
             config.max_num_batched_tokens,

@@ -187,6 +187,7 @@ def random_scenarios(draw: st.DrawFn) -> Scenario:
                 num_gpu_blocks=needed + 3 + draw(st.sampled_from((0, 1, 4, 30))),
                 scheduling_policy=draw(st.sampled_from(("fcfs", "priority"))),
                 enable_prefix_caching=draw(st.booleans()),
+                async_scheduling=draw(st.sampled_from((False, False, True))),
                 latency=f"linear:overhead_ms={overhead},per_token_ms={per_token},per_kv_token_ms=0.0013",
             )
         )

@@ -359,3 +359,21 @@ def test_standalone_latency_is_that_of_one_request_on_an_empty_cluster() -> None
     assert (
         log.requests["standalone_s"][0] <= log.requests["finish_s"][0] - log.requests["arrival_s"][0] + 1e-9
     )
+
+
+def test_both_refuse_the_same_actions() -> None:
+    only_large = workflow(llm("a", candidates=(LARGE,)))
+    made = scenario(only_large, [replica("one"), replica("two", LARGE)], requests=1)
+    for backend in (SimBackend(made), ReferenceBackend(made)):
+        backend.reset(0)
+        with pytest.raises(ValueError, match="call 1 is not ready"):
+            backend.step(Dispatch(1, 1))
+        with pytest.raises(ValueError, match="route 2 does not exist"):
+            backend.step(Dispatch(0, 2))
+        with pytest.raises(ValueError, match="does not serve a candidate model"):
+            backend.step(Dispatch(0, 0))
+        with pytest.raises(ValueError, match="waiting would never end"):
+            backend.step(WAIT)
+        backend.step(Dispatch(0, 1))
+        with pytest.raises(ValueError, match="the episode is over"):
+            backend.step(Dispatch(0, 1))

@@ -20,6 +20,7 @@ from aragog_env.engine.timing import decode_ps, steps_until, stretch_ps
 from aragog_env.engine.workloads import (
     EngineWorkload,
     agentic,
+    asynchronous,
     chat,
     mixed_lengths,
     pressure,
@@ -46,10 +47,6 @@ def _tight(workload: EngineWorkload, blocks: int) -> EngineWorkload:
     return EngineWorkload(limits, workload.requests)
 
 
-def synchronous(workload: EngineWorkload) -> EngineWorkload:
-    return EngineWorkload(replace(workload.config, async_scheduling=False), workload.requests)
-
-
 def assert_equal(workload: EngineWorkload) -> None:
     """Run both engines and compare every time of every call, and the number of iterations."""
     latency = synthetic_latency(workload.config)
@@ -63,12 +60,13 @@ def assert_equal(workload: EngineWorkload) -> None:
 @pytest.mark.parametrize("block", range(8))
 def test_random_small_workloads(block: int) -> None:
     for seed in range(50 * block, 50 * block + 50):
-        assert_equal(synchronous(random_small(seed)))
+        assert_equal(random_small(seed))
 
 
 @pytest.mark.parametrize("name", SLICES)
-def test_slices_of_the_vllm_workloads(name: str) -> None:
-    assert_equal(SLICES[name](11))
+@pytest.mark.parametrize("change", [EngineWorkload._make, asynchronous], ids=["sync", "async"])
+def test_slices_of_the_vllm_workloads(name: str, change: Callable[[EngineWorkload], EngineWorkload]) -> None:
+    assert_equal(change(SLICES[name](11)))
 
 
 def test_slices_exercise_preemption_and_cache() -> None:
@@ -165,7 +163,7 @@ def _walk(block: NDArray[np.void], first: int, link: str) -> list[int]:
 @pytest.mark.parametrize("source", [*SLICES, "random"])
 def test_every_block_is_free_and_accounted_for_after_a_run(source: str) -> None:
     workloads = [SLICES[source](5)] if source in SLICES else [random_small(seed) for seed in range(60)]
-    for workload in map(synchronous, workloads):
+    for workload in workloads:
         tables, state, packed = prepare(
             workload.config, synthetic_latency(workload.config), workload.requests
         )

@@ -41,7 +41,7 @@ def test_maskable_ppo_trains_on_what_gym_make_returns() -> None:
     model.learn(64)
     assert not np.array_equal(before, weights(model))
     assert model.ep_info_buffer and all(episode["l"] >= 24 for episode in model.ep_info_buffer)
-    rewards, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
+    rewards, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True, warn=False)
     assert len(rewards) == 2 and np.isfinite(rewards).all() and min(lengths) >= 24
 
 

@@ -368,7 +368,8 @@ class ReferenceBackend:
     def _call_row(self, call: Call) -> Iterator[object]:
         """Yield the fields of CALL_DTYPE."""
         yield from (call.request.rank, call.node, call.model, call.route)
-        yield from (call.prompt_tokens, call.output_tokens, call.cached_tokens, call.preemptions)
+        yield from (call.prompt_tokens, call.output_tokens, call.cached_tokens)
+        yield self._servers[call.route].preemptions(call)
         for time_ps in (call.ready_ps, call.dispatch_ps, call.start_ps, call.first_token_ps, call.finish_ps):
             yield self._seconds(time_ps)
 

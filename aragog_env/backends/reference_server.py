@@ -61,6 +61,7 @@ class Server:
     def __init__(self, config: EngineConfig, latency: CompiledLatency) -> None:
         self.engine = ReferenceEngine(config, latency)
         self.calls: dict[int, Call] = {}
+        """All it ever got: a call may still end up in a list of preempted ones after its last token."""
         self.in_flight: deque[Iteration] = deque()
         self.ended_ps = 0
         """Time spent in iterations that ended."""
@@ -74,7 +75,7 @@ class Server:
     @property
     def has_work(self) -> bool:
         """Whether it holds any call."""
-        return bool(self.calls)
+        return bool(self.engine.running or self.engine.waiting)
 
     def submit(self, call: Call, request: EngineRequest) -> None:
         """Take in a call; iterations scheduled from now on see it."""
@@ -92,6 +93,10 @@ class Server:
             for number in iteration.preempted:
                 self.calls[number].preemptions += 1
 
+    def preemptions(self, call: Call) -> int:
+        """Return how often a call was preempted, by schedules that led to no iteration too."""
+        return call.preemptions + self.engine._preempted.count(call.sequence)
+
     def end_iterations(self, now_ps: int) -> list[Call]:
         """End the iterations that end at `now_ps` and return the calls they complete."""
         completed = []
@@ -104,7 +109,7 @@ class Server:
                 if call.generated == 1:
                     call.first_token_ps = now_ps
             for times in self.engine.finish_iteration():
-                call = self.calls.pop(times.request_id)
+                call = self.calls[times.request_id]
                 call.finish_ps = times.finish_ps
                 completed.append(call)
         return completed

@@ -146,11 +146,13 @@ def test_default_preset() -> None:
     assert (log.calls["cached_tokens"] > 0).any()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("prefix", [False, True], ids=["no-cache", "cache"])
-def test_memory_pressure(prefix: bool) -> None:
+def test_memory_pressure(prefix: bool, asynchronous: bool) -> None:
+    limits = {"enable_prefix_caching": prefix, "async_scheduling": asynchronous}
     made = scenario(
         workflow(llm("long", tokens=60, most=120, template_tokens=40), queries=6),
-        [replica("one", num_gpu_blocks=26, max_model_len=256, enable_prefix_caching=prefix)],
+        [replica("one", num_gpu_blocks=26, max_model_len=256, **limits)],
         requests=20,
         arrivals=BUSY,
     )
@@ -187,9 +189,14 @@ def test_prompts_keep_the_order_of_their_contexts() -> None:
     play_all(scenario(judged, [replica("one"), replica("two")], requests=8))
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("prefix", [False, True], ids=["no-cache", "cache"])
-def test_priority_scheduling(prefix: bool) -> None:
-    limits = {"scheduling_policy": "priority", "enable_prefix_caching": prefix}
+def test_priority_scheduling(prefix: bool, asynchronous: bool) -> None:
+    limits = {
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": prefix,
+        "async_scheduling": asynchronous,
+    }
     made = scenario(
         workflow(llm("draft", tokens=40, most=80), llm("revise", "draft"), queries=6),
         [replica("one", num_gpu_blocks=22, max_model_len=256, **limits), replica("two", LARGE, **limits)],
@@ -261,6 +268,7 @@ def test_different_replicas() -> None:
             replica("small", count=2, max_num_seqs=2, enable_prefix_caching=False),
             replica("large", LARGE, scheduling_policy="priority", num_gpu_blocks=40),
             replica("slow", LARGE, max_num_batched_tokens=24, latency="linear:overhead_ms=9.1"),
+            replica("ahead", async_scheduling=True, num_gpu_blocks=45),
         ],
         requests=20,
         arrivals=BUSY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def make_policy(name: str) -> Policy:
     head, _, rest = name.partition(":")
     if head in _POLICIES:
         entry_point, arguments = _POLICIES[head].entry_point, rest
-    elif rest and "." in head or importlib.util.find_spec(head) is not None and rest:
+    elif rest and _is_module(head):
         cls, _, arguments = rest.partition(":")
         entry_point = f"{head}:{cls}"
     else:
@@ -83,6 +84,15 @@ def make_policy(name: str) -> Policy:
     if not isinstance(policy, Policy):
         raise SpecError(f"policy '{name}': {entry_point} has no reset(scenario, seed) and act(view)")
     return policy
+
+
+def _is_module(name: str) -> bool:
+    """Return whether `name` can be a module of the user's, who may keep it in the folder the command was started in."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    return "." in name or importlib.util.find_spec(name) is not None
 
 
 def _parse(arguments: str) -> tuple[list[object], dict[str, object]]:

@@ -79,8 +79,6 @@ def compare(
         expected, vllm_s = results[key]
         prompt_tokens = sum(request.prompt_tokens for request in workload.requests)
         for name, run in _engines(engine):
-            if name == "compiled" and workload.config.async_scheduling:
-                continue  # the compiled engine is synchronous
             begin = time.perf_counter()
             outcome = run(workload)
             engine_s = time.perf_counter() - begin

@@ -126,17 +126,13 @@ def step_environment(wt, tables, state, progress, e, action, out, result):
 @njit(cache=True)
 def begin_one(handle, e):
     """`begin_environment` for environment `e`."""
-    begin_environment(
-        handle.wt, handle.tables, handle.state, handle.progress, e, handle.out, handle.result
-    )
+    begin_environment(handle.wt, handle.tables, handle.state, handle.progress, e, handle.out, handle.result)
 
 
 @njit(cache=True)
 def step_one(handle, action):
     """`step_environment` for environment 0."""
-    step_environment(
-        handle.wt, handle.tables, handle.state, handle.progress, 0, action, handle.out, handle.result
-    )
+    step_environment(handle.wt, handle.tables, handle.state, handle.progress, 0, action, handle.out, handle.result)
 
 
 @njit(cache=True, parallel=True)
@@ -149,6 +145,4 @@ def _step_all(wt, tables, state, progress, actions, skip, out, result):
 @njit(cache=True)
 def step_all(handle, actions, skip):
     """`step_environment` for every environment but those in `skip`, over all threads numba may use."""
-    _step_all(
-        handle.wt, handle.tables, handle.state, handle.progress, actions, skip, handle.out, handle.result
-    )
+    _step_all(handle.wt, handle.tables, handle.state, handle.progress, actions, skip, handle.out, handle.result)

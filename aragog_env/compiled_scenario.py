@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .engine.config import EngineConfig
 from .engine.state import EngineTables, build_tables
 from .latency.compiled import PS_PER_S, CompiledLatency
-from .latency.model import kv_blocks, latency_for
+from .latency.model import latency_for
 from .latency.table import LatencyTable
 from .outcomes import OutcomeTable, synthetic_table
 from .progress import WorkflowTables
@@ -20,6 +20,7 @@ from .specs import catalogue
 from .specs.cluster import ClusterSpec, ReplicaSpec
 from .specs.graph import WorkflowGraph, unroll
 from .specs.hardware import ModelSpec
+from .specs.limits import engine_limits
 from .specs.load import scenario_workflows
 from .specs.scenario import Scenario
 from .specs.validate import validate_scenario
@@ -129,24 +130,23 @@ def _engines(
     known: dict[tuple[object, ...], tuple[LatencyTable, CompiledLatency]] = {}
     for r in replicas:
         model, gpu = catalogue.model(r.model, cluster), catalogue.gpu(r.gpu, cluster)
-        max_seqs = r.max_num_seqs or gpu.max_num_seqs
-        budget = r.max_num_batched_tokens or gpu.max_num_batched_tokens
-        blocks = r.num_gpu_blocks or kv_blocks(model, gpu, r.tp, r.gpu_memory_utilization, budget)
+        limits = engine_limits(r, cluster)
         configs.append(
             EngineConfig(
-                max_num_seqs=max_seqs,
-                max_num_batched_tokens=budget,
-                max_model_len=catalogue.context_length(r, cluster),
-                num_gpu_blocks=blocks,
+                max_num_seqs=limits.max_num_seqs,
+                max_num_batched_tokens=limits.max_num_batched_tokens,
+                max_model_len=limits.max_model_len,
+                num_gpu_blocks=limits.num_gpu_blocks,
                 enable_prefix_caching=r.enable_prefix_caching,
                 scheduling_policy=r.scheduling_policy,
                 async_scheduling=r.async_scheduling,
             )
         )
-        key = (model, gpu, r.tp, r.latency, r.latency_scale, r.latency_offset_ms, max_seqs, budget)
+        size = (limits.max_num_seqs, limits.max_num_batched_tokens)
+        key = (model, gpu, r.tp, r.latency, r.latency_scale, r.latency_offset_ms, *size)
         if key not in known:
             table = latency_for(model, gpu, r.tp, r.latency, r.latency_scale, r.latency_offset_ms)
-            known[key] = (table, table.compile(max_seqs, budget))
+            known[key] = (table, table.compile(*size))
         tables.append(known[key][0])
         compiled.append(known[key][1])
     return tuple(configs), tuple(tables), compiled

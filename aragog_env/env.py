@@ -20,7 +20,6 @@ from .observation import (
     PairFeature,
     allocate_observations,
     observation_space,
-    observe,
 )
 from .reward import Reward
 from .simulation import Simulation
@@ -172,9 +171,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def _make_handle(self) -> Handle:
         sim = self.simulation
-        return Handle(
-            self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result
-        )
+        return Handle(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
 
     def _observation(self) -> Observation:
         return single_observation(self._out, 0)

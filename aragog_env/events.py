@@ -6,10 +6,9 @@ instant is seen by iterations that begin at that instant, which is why replicas 
 
 from __future__ import annotations
 
-from .jit import inlined, kernel
-
 from .engine.replica import close_segment, plan
 from .engine.state import BOUNDARY, NEVER
+from .jit import inlined, kernel
 from .progress import arrive, complete_call, pop_timer
 
 # mypy: disable-error-code="no-untyped-def"
@@ -39,20 +38,22 @@ def _fire(wt, tables, state, progress, e, now):
             for k in range(close_segment(state, e, r, tables)):
                 complete_call(wt, state, progress, e, state.finished[e, k], now)
                 news = True
-    while env.timers > 0 and progress.timer_ps[e, 0] == now:
-        which = pop_timer(progress, e)
-        if which < state.call.shape[1]:
-            state.call[e, which].finish_ps = now
-            complete_call(wt, state, progress, e, which, now)
+    while True:
+        if env.timers > 0 and progress.timer_ps[e, 0] == now:
+            which = pop_timer(progress, e)
+            if which < state.call.shape[1]:
+                state.call[e, which].finish_ps = now
+                complete_call(wt, state, progress, e, which, now)
+            else:
+                arrive(wt, state, progress, e, which - state.call.shape[1], now)
+        elif env.next < env.open and progress.request[e, env.next].arrival_ps == now:
+            # A request that starts with a tool that takes no time has set a timer for this very instant.
+            q = env.next
+            env.next += 1
+            arrive(wt, state, progress, e, q, now)
         else:
-            arrive(wt, state, progress, e, which - state.call.shape[1], now)
+            return news
         news = True
-    while env.next < env.open and progress.request[e, env.next].arrival_ps == now:
-        q = env.next
-        env.next += 1
-        arrive(wt, state, progress, e, q, now)
-        news = True
-    return news
 
 
 @kernel

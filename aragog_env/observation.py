@@ -11,11 +11,11 @@ from typing import NamedTuple, TypedDict
 
 import gymnasium as gym
 import numpy as np
-from .jit import inlined, kernel
 from numpy.typing import NDArray
 
-from .events import next_event_ps
 from .engine.state import NEVER
+from .events import next_event_ps
+from .jit import inlined, kernel
 from .latency.compiled import PS_PER_S
 from .view import VIEW_CALL, VIEW_ROUTE, fill_calls, fill_routes, predict_call_ps
 
@@ -176,7 +176,7 @@ def observe(wt, tables, state, progress, e, out):
     shown = min(env.ready, slots)
     if env.done:
         shown = 0
-    fill_routes(wt, tables, state, e, out.view_routes[e])
+    fill_routes(wt, tables, state, e, progress.env[e].now_ps, out.view_routes[e])
     fill_calls(wt, state, progress, e, shown, out.view_calls[e], out.allowed[e])
     _encode_routes(wt, tables, out, e)
     now_s = env.now_ps / PS_PER_S

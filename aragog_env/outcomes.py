@@ -57,16 +57,10 @@ class OutcomeTable:
     """Names of the unrolled stages, in node order."""
     llm_nodes: tuple[int, ...]
     """Nodes that are LLM calls: the digits of a configuration, first most significant."""
-    p_correct: NDArray[
-        np.float32
-    ]  # (Q, C) probability that the final answer is right; skipped calls do not matter
+    p_correct: NDArray[np.float32]  # (Q, C) probability that the final answer is right; skipped calls do not matter
     output_tokens: NDArray[np.int32]  # (Q, N, M) at least 1; a tool's output in every column
-    own_prompt_tokens: NDArray[
-        np.int32
-    ]  # (Q, N) template and query, without outputs of earlier stages; tools 0
-    skipped: NDArray[
-        np.bool_
-    ]  # (Q, N, M) [..., m]: skipped when model m served `skip.on`; surplus copies: all m
+    own_prompt_tokens: NDArray[np.int32]  # (Q, N) template and query, without outputs of earlier stages; tools 0
+    skipped: NDArray[np.bool_]  # (Q, N, M) [..., m]: skipped when model m served `skip.on`; surplus copies: all m
     tool_s: NDArray[np.float32]  # (Q, N) seconds of tool stages, LLM stages 0
     query_tokens: NDArray[np.int32]  # (Q,)
     expected_output_tokens: NDArray[np.float32]  # (N, M) mean over queries as known in advance
@@ -205,9 +199,7 @@ def _parse_meta(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SpecError(f"the 'meta' entry is not JSON ({error})", where=where) from error
     if not isinstance(meta, dict) or meta.pop("schema", None) != SCHEMA:
-        raise SpecError(
-            f"the table has another schema than {SCHEMA}; make it again with this version", where=where
-        )
+        raise SpecError(f"the table has another schema than {SCHEMA}; make it again with this version", where=where)
     if set(meta) != set(_META):
         odd = sorted(set(meta) ^ set(_META))
         raise SpecError(f"the 'meta' entry has missing or unknown keys: {', '.join(odd)}", where=where)

@@ -31,6 +31,7 @@ class Wait:
     _instance: Wait | None = None
 
     def __new__(cls) -> Wait:
+        """Return the one instance."""
         if cls._instance is None:
             cls._instance = super().__new__(cls)
         return cls._instance

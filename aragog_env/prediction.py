@@ -6,9 +6,8 @@ model, never true values.
 
 from __future__ import annotations
 
-from .jit import inlined
-
 from .engine.timing import decode_ps, prefill_ps
+from .jit import inlined
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -26,9 +25,12 @@ def predict_ps(tables, r, running, waiting, waiting_tokens, kv_tokens, prompt, o
     Args:
         tables: engine tables.
         r: the replica.
-        running: requests it runs; `waiting`: requests in its queue; `waiting_tokens`: their prompts.
+        running: requests it runs.
+        waiting: requests in its queue.
+        waiting_tokens: prompt tokens of those.
         kv_tokens: KV cache in use.
-        prompt: prompt tokens of the call; `output`: its expected output tokens.
+        prompt: prompt tokens of the call.
+        output: its expected output tokens.
     """
     spec = tables.spec[r]
     row, budget = spec.latency, spec.budget

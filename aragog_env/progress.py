@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from .jit import inlined, kernel
 from numpy.typing import NDArray
 
 from .engine.kv import hash_segments
 from .engine.replica import submit
+from .jit import inlined, kernel
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -182,9 +182,12 @@ def _is_skipped(wt, state, e, q, request, node):
     if mask == 0:
         return False
     on = wt.skip_on[request.workflow, node]
-    model = 0
+    model = -1
     if on >= 0:
-        model = max(0, state.call[e, q * wt.parents.shape[1] + on].model)
+        model = state.call[e, q * wt.parents.shape[1] + on].model
+    if model < 0:
+        # A stage that was skipped counts as served by the largest model; a surplus copy is skipped under every model.
+        model = wt.expected_output.shape[2] - 1
     return (mask >> model) & 1 != 0
 
 
@@ -212,7 +215,8 @@ def start_nodes(wt, state, progress, e, q, now):
         for other in range(node):
             if wt.context[w, node] >> other & 1:
                 prompt += call[q * width + other].output
-        call[c].prompt = prompt
+        # A server refuses an empty prompt; where all that a prompt is made of was skipped, one token stands for it.
+        call[c].prompt = max(1, prompt)
         _insert_ready(progress, e, ready_key(request.rank, wt.depth[w, node], node))
     if request.done == (np.int64(1) << nodes) - 1 and request.finish_ps < 0:
         _finish_request(wt, state, progress, e, q, now)
@@ -300,6 +304,8 @@ def _hash_prompt(wt, state, progress, e, q, node):
         if wt.context[w, node] >> other & 1:
             ids[count], lengths[count] = OUTPUT_CONTENT + q * width + other, call[q * width + other].output
             count += 1
+    if lengths[:count].sum() == 0:
+        lengths[1] = 1
     ids[count], lengths[count] = OUTPUT_CONTENT + c, call[c].output
     call[c].arena = env.arena
     env.arena += hash_segments(state, e, env.arena, ids, lengths, count + 1) + 1

@@ -30,7 +30,9 @@ _POLICIES: dict[str, PolicyEntry] = {
     "random": PolicyEntry("baselines.rules:RandomPolicy", "oldest call, any allowed route"),
     "round_robin": PolicyEntry("baselines.rules:RoundRobinPolicy", "oldest call, the next allowed route in turn"),
     "least_loaded": PolicyEntry("baselines.rules:LeastLoadedPolicy", "oldest call, fewest requests on the route"),
-    "power_of_two": PolicyEntry("baselines.rules:PowerOfTwoPolicy", "oldest call, the less loaded of two random routes"),
+    "power_of_two": PolicyEntry(
+        "baselines.rules:PowerOfTwoPolicy", "oldest call, the less loaded of two random routes"
+    ),
     "fixed": PolicyEntry(
         "baselines.rules:FixedPolicy",
         "one configuration for all: fixed:largest, fixed:smallest, fixed:MODEL, fixed:WORKFLOW=MODEL/MODEL/...",

@@ -131,8 +131,7 @@ def render_ansi(simulation: Simulation, e: int = 0, *, width: int = 20, most_rea
     lines = [
         f"{now.scenario}  t={now.now_s:.3f} s  in flight {now.in_flight}  "
         f"completed {now.completed}/{now.requests}  ready {len(now.ready)}",
-        f"{'replica':{name_width}}  {'model':{model_width}}  {'running':{width + 8}}  "
-        f"{'waiting':{width // 2 + 4}}  KV",
+        f"{'replica':{name_width}}  {'model':{model_width}}  {'running':{width + 8}}  {'waiting':{width // 2 + 4}}  KV",
     ]
     for g in now.gauges:
         running = f"{_bar(g.running / g.max_seqs, width)} {g.running}/{g.max_seqs}"

@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 import numpy as np
-from .jit import kernel
 from numpy.typing import NDArray
 
 from .compiled_scenario import CompiledScenario
-from .events import advance
 from .engine.replica import clear_replica
 from .engine.state import NEVER, EngineState, allocate
+from .events import advance
+from .jit import kernel
 from .latency.compiled import PS_PER_S
 from .progress import ENVIRONMENT, REQUEST, ProgressState
 from .workload.tape import Tape, draw_tape

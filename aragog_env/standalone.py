@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from .jit import kernel, njit
 from numpy.typing import NDArray
 
 from .engine.state import EngineTables
 from .engine.timing import prefill_ps, stretch_ps
+from .jit import kernel, njit
 from .progress import WorkflowTables
 
 # mypy: disable-error-code="no-untyped-def"
@@ -43,7 +43,9 @@ def _standalone(tables, wt, w, row):
             if wt.parents[w, node] >> other & 1:
                 begin = max(begin, finish[other])
         on = wt.skip_on[w, node]
-        skipper = max(0, chosen[on]) if on >= 0 else 0
+        skipper = chosen[on] if on >= 0 else -1
+        if skipper < 0:
+            skipper = wt.expected_output.shape[2] - 1
         if wt.skipped[row, node] >> skipper & 1:
             finish[node] = begin
         elif wt.is_tool[w, node]:

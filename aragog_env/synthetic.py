@@ -137,8 +137,7 @@ class _Draw:
         if node.kind == "tool":
             return np.zeros((self.queries, len(self.models)))
         terms = [
-            self.b * self.normal("affinity", model.name)
-            + self.c * self.normal("knack", model.name, node.name)
+            self.b * self.normal("affinity", model.name) + self.c * self.normal("knack", model.name, node.name)
             for model in self.models
         ]
         return np.stack(terms, axis=1)
@@ -159,9 +158,7 @@ class _Draw:
         skipped = np.repeat(self.surplus[:, k, None], len(self.models), axis=1)
         if skip is not None:
             share = self.parameters.skip_difficulty
-            ease = normal_cdf(
-                np.sqrt(share) * self.difficulty + np.sqrt(1 - share) * self.normal("skip", node.name)
-            )
+            ease = normal_cdf(np.sqrt(share) * self.difficulty + np.sqrt(1 - share) * self.normal("skip", node.name))
             chance = [by_size(skip.probability_by_size_b, model.size_b) for model in self.models]
             skipped |= ease[:, None] > 1 - np.array(chance)
         return skipped
@@ -175,9 +172,7 @@ class _Draw:
             if node.kind == "tool":
                 states.append(before)
                 continue
-            skill = (self.own[:, k, :] + level)[:, digits[:, node.llm_slot]] + self.a * self.difficulty[
-                :, None
-            ]
+            skill = (self.own[:, k, :] + level)[:, digits[:, node.llm_slot]] + self.a * self.difficulty[:, None]
             if before is None:
                 states.append(skill)
                 continue
@@ -186,9 +181,7 @@ class _Draw:
             step = skill - before
             after = before + weight * np.where(step > 0, 1 + tilt, 1 - tilt) * step
             states.append(np.where(self.skip_mask(k, node, digits), before, after))
-        final = self.combine(
-            tuple(k for k, n in enumerate(self.graph.nodes) if not n.children), states, weights
-        )
+        final = self.combine(tuple(k for k, n in enumerate(self.graph.nodes) if not n.children), states, weights)
         assert final is not None  # `unroll` refuses workflows without an LLM stage
         return final
 
@@ -202,9 +195,7 @@ class _Draw:
         known = [(k, state) for k in nodes if (state := states[k]) is not None]
         if len(known) <= 1:
             return known[0][1] if known else None
-        share = np.stack(
-            [np.where(self.surplus[:, k], 0.0, max(weights[k], 1e-12)) for k, _ in known], axis=1
-        )
+        share = np.stack([np.where(self.surplus[:, k], 0.0, max(weights[k], 1e-12)) for k, _ in known], axis=1)
         share /= share.sum(axis=1, keepdims=True)
         total = share[:, :1] * known[0][1]
         for i, (_, state) in enumerate(known[1:], start=1):
@@ -231,9 +222,7 @@ class _Draw:
             stage = self.workflow.stages[node.stage]
             if stage.output is None:
                 length = stage.tool_output
-                tokens = (
-                    np.ones(1) if length is None else self.lengths(length, "tool output", node.name)[:, None]
-                )
+                tokens = np.ones(1) if length is None else self.lengths(length, "tool output", node.name)[:, None]
                 result[:, k, :] = np.maximum(tokens, 1)
                 continue
             mixed = np.sqrt(sharing) * of_query + np.sqrt(1 - sharing) * self.normal("length", node.name)

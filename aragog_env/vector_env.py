@@ -103,7 +103,11 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         for e in np.flatnonzero(mask):
             self._begin(int(e), seeds[e])
-        values = {"action_mask": self._out.mask.copy(), "time_s": self._result.time_s.copy(), "seed": self._seeds.copy()}
+        values = {
+            "action_mask": self._out.mask.copy(),
+            "time_s": self._result.time_s.copy(),
+            "seed": self._seeds.copy(),
+        }
         return self._observations(), values | {f"_{key}": mask.copy() for key in values}
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
@@ -133,9 +137,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     def _make_handle(self) -> Handle:
         sim = self.simulation
-        return Handle(
-            self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result
-        )
+        return Handle(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return (num_envs, actions) booleans."""
@@ -225,8 +227,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         """Return the most important of `harness.metrics`, straight from the state."""
         requests = self.simulation.progress.request[e]
         served = requests[
-            (requests["finish_ps"] >= 0)
-            & (requests["rank"] >= self.compiled.scenario.horizon.warmup_requests)
+            (requests["finish_ps"] >= 0) & (requests["rank"] >= self.compiled.scenario.horizon.warmup_requests)
         ]
         jct_ps = served["finish_ps"] - served["arrival_ps"]
         return {

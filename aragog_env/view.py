@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from .jit import inlined, kernel
 from numpy.typing import NDArray
 
+from .engine.replica import free_now
 from .engine.state import EngineTables
+from .jit import inlined, kernel
 from .latency.compiled import PS_PER_S
 from .prediction import predict_ps
 from .progress import ready_call
@@ -74,14 +75,14 @@ def fill_calls(wt, state, progress, e, count, calls, allowed):
 
 
 @inlined
-def fill_routes(wt, tables, state, e, routes):
+def fill_routes(wt, tables, state, e, now, routes):
     """Write the state of every route."""
     for r in range(routes.shape[0]):
         replica, spec, view = state.replica[e, r], tables.spec[r], routes[r]
         view.model, view.up = wt.route_model[r], replica.up
         view.running, view.waiting = replica.running, replica.waiting
         view.max_seqs = spec.max_seqs
-        view.kv_blocks, view.kv_blocks_used = spec.blocks, spec.blocks - replica.free
+        view.kv_blocks, view.kv_blocks_used = spec.blocks, spec.blocks - free_now(state, e, r, tables, now)
         view.waiting_tokens = replica.waiting_tokens
 
 

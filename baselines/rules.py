@@ -148,6 +148,8 @@ def _choose(name: str, allowed: list[int], names: list[str]) -> int:
         hint = did_you_mean(name, [*names, "largest", "smallest"])
         raise SpecError(f"policy 'fixed': the cluster has no model '{name}'.{hint}")
     if names.index(name) not in allowed:
-        raise SpecError(f"policy 'fixed': '{name}' is no candidate of that stage; candidates are "
-                        f"{', '.join(names[k] for k in allowed)}")
+        raise SpecError(
+            f"policy 'fixed': '{name}' is no candidate of that stage; candidates are "
+            f"{', '.join(names[k] for k in allowed)}"
+        )
     return names.index(name)

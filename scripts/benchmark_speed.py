@@ -63,7 +63,11 @@ def benchmark_engines(table: Table, repeats: int, vllm: bool) -> None:
         reference_s = best_s(lambda w=workload, x=latency: run_reference(w.config, x, w.requests), 1)  # type: ignore[misc]
         n = len(workload.requests)
         iterations = run_compiled(workload.config, latency, workload.requests).iterations
-        row = f"{n / seconds:,.0f} calls/s", f"{iterations / seconds:,.0f} iterations/s", f"{reference_s / seconds:,.0f}x"
+        row = (
+            f"{n / seconds:,.0f} calls/s",
+            f"{iterations / seconds:,.0f} iterations/s",
+            f"{reference_s / seconds:,.0f}x",
+        )
         table.add_row(f"compiled engine: {name}", *row, f"{real[str(i)][1] / seconds:,.0f}x" if real else "-")
 
 
@@ -118,7 +122,9 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "what" else "right")
     benchmark_engines(table, repeats, not options.no_vllm)
     for n in (1, 64):
-        table.add_row(f"vector environment, {n} envs", f"{benchmark_vector(n, 64000 // n // 8, repeats):,.0f} decisions/s")
+        table.add_row(
+            f"vector environment, {n} envs", f"{benchmark_vector(n, 64000 // n // 8, repeats):,.0f} decisions/s"
+        )
     table.add_row("single environment (gym.make)", f"{benchmark_single(4000, repeats):,.0f} steps/s")
     Console(width=140).print(table)
     print(f"aragog-gym {aragog_env.__version__}, default scenario; cpu count {os.cpu_count()}")

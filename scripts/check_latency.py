@@ -88,9 +88,7 @@ class Setting:
 
 
 VARIANTS: Final = {
-    "lengths uniform in 80..100 % of the nominal ones (that benchmark's usual client setting)": Setting(
-        shortest=0.8
-    ),
+    "lengths uniform in 80..100 % of the nominal ones (that benchmark's usual client setting)": Setting(shortest=0.8),
     "KV blocks 10 % fewer than estimated": Setting(block_factor=0.9),
     "KV blocks 10 % more": Setting(block_factor=1.1),
     "KV blocks 50 % more": Setting(block_factor=1.5),
@@ -99,15 +97,9 @@ VARIANTS: Final = {
 
 def main() -> None:
     """Simulate, compare, print, and write the report if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--csv", type=Path, help="silicon_sample.csv or .csv.gz; default: the installed package's"
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="renew docs/latency_check.* and the calibrations"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, help="silicon_sample.csv or .csv.gz; default: the installed package's")
+    parser.add_argument("--write", action="store_true", help="renew docs/latency_check.* and the calibrations")
     parser.add_argument("--engine", choices=("compiled", "reference"), default="compiled")
     parser.add_argument("--limit", type=int, help="simulate the first rows only (nothing is written then)")
     options = parser.parse_args()
@@ -122,9 +114,7 @@ def main() -> None:
     print(f"{len(points)} rows simulated in {time.perf_counter() - begin:.0f} s\n")
     variants: list[tuple[str, list[Point]]] = []
     if options.limit is None:
-        variants = [
-            (name, [simulate(row, setting, runner) for row in rows]) for name, setting in VARIANTS.items()
-        ]
+        variants = [(name, [simulate(row, setting, runner) for row in rows]) for name, setting in VARIANTS.items()]
     write_report(points, excluded, variants, write=options.write and options.limit is None)
 
 

@@ -101,9 +101,7 @@ def compare(
     return comparisons
 
 
-def all_workloads(
-    only: Sequence[str] = (), random: int = 0, first_seed: int = 0
-) -> dict[str, EngineWorkload]:
+def all_workloads(only: Sequence[str] = (), random: int = 0, first_seed: int = 0) -> dict[str, EngineWorkload]:
     """Return the named workloads (all without `only`), each also asynchronous, and `random` tiny ones."""
     chosen = {}
     for name, build in WORKLOADS.items():

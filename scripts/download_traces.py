@@ -135,9 +135,7 @@ def download(file: RemoteFile, folder: Path, *, timeout_s: float = 30.0) -> Path
     wrong_size = size is not None and partial.stat().st_size != size
     if wrong_size or (file.sha256 is not None and _sha256(partial) != file.sha256):
         partial.unlink()
-        raise DownloadError(
-            f"{file.url}: the content is not what was published (size or checksum differ); run again"
-        )
+        raise DownloadError(f"{file.url}: the content is not what was published (size or checksum differ); run again")
     partial.replace(target)
     return target
 
@@ -149,9 +147,7 @@ def _fetch(url: str, partial: Path, timeout_s: float) -> int | None:
     try:
         answer = urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
-        if (
-            error.code == 416 and have
-        ):  # nothing is missing, or the part is of another file: the checks will tell
+        if error.code == 416 and have:  # nothing is missing, or the part is of another file: the checks will tell
             return _total(error.headers, 0)
         raise
     with answer:
@@ -188,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"Download public request traces.\n\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "names", nargs="+", choices=sorted(DATA_SETS), metavar="name", help="data sets to download"
-    )
+    parser.add_argument("names", nargs="+", choices=sorted(DATA_SETS), metavar="name", help="data sets to download")
     parser.add_argument("--to", type=Path, default=Path("datasets"), help="folder (default: datasets)")
     arguments = parser.parse_args(argv)
     failed = 0

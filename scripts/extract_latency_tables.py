@@ -150,9 +150,7 @@ def extract(data: KernelData | InterpolatedHeads, source: str) -> LatencyTable:
 
     def gemm_ms(tokens: int) -> float:
         operations = data.prefill(tokens, 0)
-        return sum(
-            ms for n, ms in operations.items() if n not in ("context_attention", "context_logits_gemm")
-        )
+        return sum(ms for n, ms in operations.items() if n not in ("context_attention", "context_logits_gemm"))
 
     return LatencyTable(
         tokens=_grid(TOKENS),
@@ -162,9 +160,7 @@ def extract(data: KernelData | InterpolatedHeads, source: str) -> LatencyTable:
         chunk_ms=_outer(CHUNK_NEW, CHUNK_CACHED, lambda n, c: data.prefill(n, c)["context_attention"]),
         decode_batch=_grid(DECODE_BATCH),
         decode_context=_grid(DECODE_CONTEXT),
-        decode_ms=_outer(
-            DECODE_BATCH, DECODE_CONTEXT, lambda b, c: data.decode(b, c)["generation_attention"]
-        ),
+        decode_ms=_outer(DECODE_BATCH, DECODE_CONTEXT, lambda b, c: data.decode(b, c)["generation_attention"]),
         logits_batch=_grid(DECODE_BATCH),
         logits_ms=_grid(data.decode(batch, 1024)["generation_logits_gemm"] for batch in DECODE_BATCH),
         # The database holds kernels only: no scheduler, sampler or launch gaps. Calibration supplies those.
@@ -222,9 +218,7 @@ def extract_one(model: ModelSpec, gpu: GpuSpec, tp: int, out: Path) -> str:
 
 def main() -> None:
     """Write every table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="extract this model only")
     parser.add_argument("--out", type=Path, default=TABLES, help="folder of the npz files")
     options = parser.parse_args()

@@ -225,9 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with azure_llm_2023/, mooncake_fast25/, servegen/"
     )
-    parser.add_argument(
-        "--to", type=Path, default=Path(__file__).parents[1] / "aragog_env/specs/presets/arrivals"
-    )
+    parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "aragog_env/specs/presets/arrivals")
     arguments = parser.parse_args(argv)
     presets: dict[str, str] = {}
     for name, source in TRACES.items():

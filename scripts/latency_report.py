@@ -185,9 +185,7 @@ def totals(table: Sequence[GroupError]) -> dict[str, float]:
     all_weights = [entry.rows for entry in table]
     return {
         "all_mape": float(np.average([entry.mape for entry in table], weights=all_weights)),
-        "all_calibrated_mape": float(
-            np.average([entry.calibrated_mape for entry in table], weights=all_weights)
-        ),
+        "all_calibrated_mape": float(np.average([entry.calibrated_mape for entry in table], weights=all_weights)),
         "rows": float(sum(weights)),
         "mape": float(np.average([entry.mape for entry in counted], weights=weights)),
         "bias": float(np.average([entry.bias for entry in counted], weights=weights)),

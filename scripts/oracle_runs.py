@@ -177,9 +177,7 @@ def digest(run: RunArrays) -> dict[str, Any]:
         "cached_tokens": int(run.calls[:, CALL_FIELDS.index("cached_tokens")].sum()),
         "calls_sha256": hashlib.sha256(np.ascontiguousarray(run.calls, "<i8").tobytes()).hexdigest(),
         "steps_sha256": steps,
-        "sample_calls": {
-            str(run.request_id[i]): run.calls[i].tolist() for i in range(0, len(run.request_id), 40)
-        },
+        "sample_calls": {str(run.request_id[i]): run.calls[i].tolist() for i in range(0, len(run.request_id), 40)},
     }
 
 
@@ -212,9 +210,7 @@ def golden_differences(golden: Mapping[str, Any], run: RunArrays, *, log: bool) 
         if actual[name] != golden[name]:
             yield f"{name}: {actual[name]}, vLLM {golden[name]}"
     if log:
-        for part, (ours, theirs) in enumerate(
-            zip(actual["steps_sha256"], golden["steps_sha256"], strict=False)
-        ):
+        for part, (ours, theirs) in enumerate(zip(actual["steps_sha256"], golden["steps_sha256"], strict=False)):
             if ours != theirs:
                 yield f"first difference in iterations {part * DIGEST_STEPS}..{(part + 1) * DIGEST_STEPS - 1}"
                 break

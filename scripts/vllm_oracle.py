@@ -203,9 +203,7 @@ class Oracle:
     def _engine_core(self, model_folder: str) -> EngineCore:
         limits = self.limits
         asynchronous = bool(limits["async_scheduling"])
-        cache = CacheConfig(
-            block_size=limits["block_size"], enable_prefix_caching=limits["enable_prefix_caching"]
-        )
+        cache = CacheConfig(block_size=limits["block_size"], enable_prefix_caching=limits["enable_prefix_caching"])
         cache.num_gpu_blocks = limits["num_gpu_blocks"]
         vllm_config = VllmConfig(
             model_config=ModelConfig(
@@ -230,9 +228,7 @@ class Oracle:
         vllm_config.scheduler_config.max_num_batched_tokens = limits["max_num_batched_tokens"]
         vllm_config.scheduler_config.async_scheduling = asynchronous
         cache.enable_prefix_caching = limits["enable_prefix_caching"]
-        spec = FullAttentionSpec(
-            block_size=limits["block_size"], num_kv_heads=8, head_size=128, dtype=torch.bfloat16
-        )
+        spec = FullAttentionSpec(block_size=limits["block_size"], num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
         kv_cache = KVCacheConfig(
             num_blocks=limits["num_gpu_blocks"],
             kv_cache_tensors=[],
@@ -296,9 +292,7 @@ class Oracle:
             before = request.num_computed_tokens - new
             samples = not request.is_prefill_chunk
             # `AsyncScheduler` has already counted the token that this batch will sample as a placeholder.
-            waiting_for = request.num_output_placeholders - int(
-                samples and isinstance(scheduler, AsyncScheduler)
-            )
+            waiting_for = request.num_output_placeholders - int(samples and isinstance(scheduler, AsyncScheduler))
             outputs = request.num_output_tokens + waiting_for
             if outputs > 0 and before + 1 == request.num_prompt_tokens + outputs:
                 decodes += 1
@@ -306,9 +300,7 @@ class Oracle:
             else:
                 chunks.append((new, before))
             answers.append(
-                segment_tokens(int(self.data["output_content_id"][i]), outputs, outputs + 1)
-                if samples
-                else []
+                segment_tokens(int(self.data["output_content_id"][i]), outputs, outputs + 1) if samples else []
             )
             sampled += samples
             if rec.first_start[i] < 0:

@@ -1,0 +1,1 @@
+"""Where workflows are served: simulated, and later replayed or live."""

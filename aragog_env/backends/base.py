@@ -35,8 +35,9 @@ class Backend(Protocol):
         """Return what a policy may see now. Valid until the next `step`."""
 
     def step(self, action: Dispatch | Wait) -> None:
-        """Carry out a decision, then go on to the next one: at the same instant while calls are ready and the action was
-        no wait, else after the next event.
+        """Carry out a decision, then go on to the next one.
+
+        That is at the same instant while calls are ready and the action was no wait, else after the next event.
 
         Raises:
             ValueError: the action names a call that is not ready or a route that cannot serve it.

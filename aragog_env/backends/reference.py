@@ -218,6 +218,9 @@ class ReferenceBackend:
         for k in graph.nodes[call.node].context:
             if k in request.calls:
                 parts.append((self._content("output", request.index, k), request.calls[k].output_tokens))
+        if not any(length for _, length in parts):
+            # A server refuses an empty prompt; where all that it is made of was skipped, one token stands for it.
+            parts[1] = (parts[1][0], 1)
         return parts
 
     def _content(self, *name: object) -> int:
@@ -329,9 +332,7 @@ class ReferenceBackend:
             replica_gpus=tuple(replica.tp for replica in compiled.replicas),
             replica_usd_per_hour=compiled.usd_per_hour,
             node_names=tuple(tuple(node.name for node in graph.nodes) for graph in compiled.graphs),
-            requests=np.array(
-                [tuple(self._request_row(request)) for request in self._arrived], REQUEST_DTYPE
-            ),
+            requests=np.array([tuple(self._request_row(request)) for request in self._arrived], REQUEST_DTYPE),
             calls=np.array([tuple(self._call_row(call)) for call in self._dispatched], CALL_DTYPE),
             decision_s=np.zeros(0),
             busy_s=np.array([server.busy_ps(self._now_ps) / PS_PER_S for server in self._servers]),

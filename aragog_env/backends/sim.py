@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from ..jit import kernel
 from numpy.typing import NDArray
 
 from ..compiled_scenario import CompiledScenario, compile_scenario
-from ..events import advance, next_event_ps
-from ..engine.state import NEVER
+from ..engine.replica import steps_begun
+from ..engine.state import NEVER, STRETCH
 from ..episode import CALL_DTYPE, REQUEST_DTYPE, EpisodeLog
+from ..events import advance, next_event_ps
+from ..jit import kernel
 from ..latency.compiled import PS_PER_S
 from ..policy import Dispatch, Wait
 from ..progress import dispatch_slot
@@ -77,6 +78,7 @@ class SimBackend:
             return
         if next_event_ps(compiled.workflow, sim.state, sim.progress, 0) >= NEVER:
             raise ValueError("nothing is running and no request is to come, so waiting would never end")
+        self._env["decisions"] += 1
         advance(*tables)
 
     def _check(self, action: Dispatch) -> None:
@@ -100,7 +102,7 @@ class SimBackend:
 
 @kernel
 def _fill(wt, tables, state, progress, ready, calls, routes, allowed, served):
-    fill_routes(wt, tables, state, 0, routes)
+    fill_routes(wt, tables, state, 0, progress.env[0].now_ps, routes)
     fill_calls(wt, state, progress, 0, ready, calls, allowed)
     width = served.shape[1]
     for slot in range(ready):
@@ -172,7 +174,8 @@ def episode_log(sim: Simulation, e: int) -> EpisodeLog:
         calls[f"{name}_s"] = _seconds(chosen[f"{name}_ps"], now_ps)
     calls["first_token_s"] = _seconds(chosen["first_ps"], now_ps)
     replica = sim.state.replica[e]
-    running = np.where(replica["end_ps"] < NEVER, np.maximum(0, now_ps - replica["begin_ps"]), 0)
+    running = np.where(replica["mode"] >= STRETCH, now_ps - replica["begin_ps"], 0)
+    begun = [steps_begun(sim.state, e, r, compiled.engine, now_ps) for r in range(len(replica))]
     objective = scenario.objective
     return EpisodeLog(
         scenario=scenario.name,
@@ -189,7 +192,7 @@ def episode_log(sim: Simulation, e: int) -> EpisodeLog:
         calls=calls,
         decision_s=np.zeros(0),
         busy_s=(replica["busy_ps"] + running) / PS_PER_S,
-        iterations=replica["iterations"].astype(np.int64),
+        iterations=replica["iterations"] + np.array(begun, np.int64),
         duration_s=now_ps / PS_PER_S,
         warmup_requests=scenario.horizon.warmup_requests,
         truncated=bool(env["truncated"]),

@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _top_level(words)
     name = words[0]
     module = importlib.import_module(f".{MODULES.get(name, name)}", __name__)
-    parser = Parser(
-        prog=f"aragog {name}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(prog=f"aragog {name}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     return _guarded(module.run, parser.parse_args(words[1:]))
 

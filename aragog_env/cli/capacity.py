@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     from ..harness.defaults import CAPACITY_SEEDS
 
-    parser.add_argument(
-        "--scenario", "-s", default="default", metavar="NAME|PATH", help="scenario (default: default)"
-    )
+    parser.add_argument("--scenario", "-s", default="default", metavar="NAME|PATH", help="scenario (default: default)")
     shared.add_run_options(parser, seeds=CAPACITY_SEEDS)
     parser.add_argument(
         "--rates",

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "scenario", nargs="?", default="default", help="scenario name or path (default: default)"
-    )
+    parser.add_argument("scenario", nargs="?", default="default", help="scenario name or path (default: default)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--yaml", action="store_true", help="print the complete scenario as YAML")
     form.add_argument("--json", action="store_true", help="print the complete scenario as JSON")
@@ -79,9 +77,7 @@ def _print(scenario: Scenario, workflows: tuple[WorkflowSpec, ...], digest: str)
     for entry, workflow in zip(scenario.workload.mix, workflows, strict=True):
         share = 100 * entry.weight / total
         title = f"Workflow {workflow.name}: {share:.0f}% of the requests, {workflow.queries} queries"
-        print_rows(
-            title, ("Stage", "Kind", "After", "Models", "Details"), [_stage(s) for s in workflow.stages]
-        )
+        print_rows(title, ("Stage", "Kind", "After", "Models", "Details"), [_stage(s) for s in workflow.stages])
 
 
 def _stage(stage: object) -> tuple[str, ...]:
@@ -90,9 +86,7 @@ def _stage(stage: object) -> tuple[str, ...]:
     assert isinstance(stage, StageSpec)
     details = []
     if stage.output is not None:
-        medians = ", ".join(
-            f"{m:g} tokens at {size:g}B" for size, m in sorted(stage.output.median_by_size_b.items())
-        )
+        medians = ", ".join(f"{m:g} tokens at {size:g}B" for size, m in sorted(stage.output.median_by_size_b.items()))
         details.append(f"output median {medians}")
     if stage.fan_out is not None:
         details.append(f"up to {len(stage.fan_out.probabilities)} copies")

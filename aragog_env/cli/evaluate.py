@@ -115,9 +115,7 @@ def _answer(results: Results, report: ReportFiles | None, options: argparse.Name
         from ..harness.summary import COMPARABLE, TERMINAL, summarise
         from .output import print_summary
 
-        wanted = tuple(
-            dict.fromkeys((*TERMINAL, *(COMPARABLE if len(results.manifest["scenarios"]) > 1 else ())))
-        )
+        wanted = tuple(dict.fromkeys((*TERMINAL, *(COMPARABLE if len(results.manifest["scenarios"]) > 1 else ()))))
         for table in summarise(results, wanted, options.baseline):
             print_summary(table, TERMINAL if table.scenario else COMPARABLE)
     print(f"results: {results.folder}")
@@ -135,8 +133,7 @@ def _as_data(results: Results, report: ReportFiles | None, baseline: str | None)
             "report": str(report.html) if report else None,
             "tables": as_data(summarise(results, baseline=baseline)),
             "failed": [
-                {"policy": r.policy, "scenario": r.scenario, "seed": r.seed, "error": r.error}
-                for r in results.failed
+                {"policy": r.policy, "scenario": r.scenario, "seed": r.seed, "error": r.error} for r in results.failed
             ],
         }
     )

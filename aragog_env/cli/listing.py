@@ -12,9 +12,7 @@ Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "kind", nargs="?", choices=[*KINDS, "all"], default="all", help="what to list (default: all)"
-    )
+    parser.add_argument("kind", nargs="?", choices=[*KINDS, "all"], default="all", help="what to list (default: all)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -50,9 +48,7 @@ def _scenarios() -> Rows:
         s = load_scenario(name)
         arrivals = s.workload.arrivals
         rate = f"{arrivals.rate_rps:g}/s" if arrivals.rate_rps else ""
-        rows.append(
-            (name, s.cluster.name, f"{arrivals.kind} {rate}".strip(), str(s.horizon.requests), s.description)
-        )
+        rows.append((name, s.cluster.name, f"{arrivals.kind} {rate}".strip(), str(s.horizon.requests), s.description))
     return ("Name", "Cluster", "Arrivals", "Requests", "Description"), rows
 
 
@@ -121,9 +117,7 @@ def _arrivals() -> Rows:
 def _metrics() -> Rows:
     from ..harness.metrics import METRICS
 
-    return ("Name", "Unit", "Better", "Meaning"), [
-        (n, m.unit, m.better, m.meaning) for n, m in METRICS.items()
-    ]
+    return ("Name", "Unit", "Better", "Meaning"), [(n, m.unit, m.better, m.meaning) for n, m in METRICS.items()]
 
 
 KINDS: Final[dict[str, Callable[[], Rows]]] = {

@@ -23,13 +23,9 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--duration", type=float, metavar="S", help="cut the episode after this many seconds")
     group.add_argument("--rate", type=float, metavar="RPS", help="mean arrival rate in requests per second")
     group.add_argument("--users", type=int, metavar="N", help="users of a closed loop")
-    group.add_argument(
-        "--trace", metavar="PATH", help="take arrivals from a public trace, at the scenario's rate"
-    )
+    group.add_argument("--trace", metavar="PATH", help="take arrivals from a public trace, at the scenario's rate")
     group.add_argument("--trace-format", choices=TRACE_FORMATS, default="auto", help="format of the trace")
-    group.add_argument(
-        "--native-rate", action="store_true", help="keep the rate at which the trace was recorded"
-    )
+    group.add_argument("--native-rate", action="store_true", help="keep the rate at which the trace was recorded")
     group.add_argument("--workflow", metavar="NAME[,NAME]", help="run only these workflows, in equal shares")
     group.add_argument("--cluster", metavar="NAME|PATH", help="another cluster")
     group.add_argument("--slo", type=float, metavar="S", help="absolute latency limit of a request")
@@ -46,23 +42,15 @@ def add_run_options(parser: argparse.ArgumentParser, *, seeds: int) -> None:
         help=f"policy, repeatable: NAME[:ARGUMENTS] or module:Class\n(default: {names})",
     )  # fmt: skip
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--seeds", type=positive, default=seeds, metavar="N", help=f"seeds 0..N-1 (default: {seeds})"
-    )
+    which.add_argument("--seeds", type=positive, default=seeds, metavar="N", help=f"seeds 0..N-1 (default: {seeds})")
     which.add_argument("--seed", type=int, action="append", metavar="SEED", help="this seed, repeatable")
     parser.add_argument(
         "--out", "-o", metavar="FOLDER", help="results folder (default: results/<scenario>-<date-time>)"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with --out: run only what is missing or failed"
-    )
-    parser.add_argument(
-        "--workers", "-j", type=positive, metavar="N", help="processes (default: one per core)"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with --out: run only what is missing or failed")
+    parser.add_argument("--workers", "-j", type=positive, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
-    parser.add_argument(
-        "--no-report", action="store_true", help="do not write report.html, report.md and figures"
-    )
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html, report.md and figures")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars, no table")
 
 

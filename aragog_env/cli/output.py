@@ -41,8 +41,7 @@ def print_summary(table: Summary, metrics: Sequence[str]) -> None:
             estimate = row.cells[name].estimate
             interval = format_interval(name, estimate)
             cells.append(
-                Text(format_value(name, estimate.value))
-                + Text(f"\n{interval}" if interval else "", style="dim")
+                Text(format_value(name, estimate.value)) + Text(f"\n{interval}" if interval else "", style="dim")
             )
         drawn.add_row(label, *cells)
     seeds = max((row.seeds for row in table.rows), default=0)

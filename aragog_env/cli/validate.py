@@ -37,14 +37,8 @@ def run(options: argparse.Namespace) -> int:
         progress=Silent() if options.quiet else automatic(),
     )
     if options.json:
-        mismatches = [
-            {"run": list(key), "differences": problems} for key, problems in found.mismatches.items()
-        ]
-        print(
-            json.dumps(
-                {"checked": len(found.checked), "mismatches": mismatches, "notes": found.notes}, indent=2
-            )
-        )
+        mismatches = [{"run": list(key), "differences": problems} for key, problems in found.mismatches.items()]
+        print(json.dumps({"checked": len(found.checked), "mismatches": mismatches, "notes": found.notes}, indent=2))
     else:
         exact = len(found.checked) - len(found.mismatches)
         print(f"{len(found.checked)} runs re-run, {exact} reproduced exactly")

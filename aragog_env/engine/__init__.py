@@ -1,0 +1,1 @@
+"""vLLM's scheduler: a plain reference, and a compiled twin over flat arrays."""

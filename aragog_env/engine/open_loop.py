@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ..jit import kernel, njit
 from numpy.typing import NDArray
 
+from ..jit import kernel, njit
 from ..latency.compiled import CompiledLatency
 from .config import CallTimes, EngineConfig, EngineRequest, EngineRun
 from .kv import hash_segments
@@ -72,9 +72,7 @@ def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
     call[c].ready_ps, call[c].sequence, call[c].arena = now, c, req.arena[c]
     if tables.spec[0].prefix != 0:
         begin, end = req.segment_start[c], req.segment_start[c + 1]
-        hash_segments(
-            state, e, req.arena[c], req.segment_id[begin:end], req.segment_length[begin:end], end - begin
-        )
+        hash_segments(state, e, req.arena[c], req.segment_id[begin:end], req.segment_length[begin:end], end - begin)
     submit(state, e, 0, tables, c, now)
 
 

@@ -163,11 +163,7 @@ class ReferenceEngine:
         """Assert the invariants of the state (for tests)."""
         self.pool.check([call.blocks for call in self._calls.values()])
         assert {*self.running} | {*self.waiting} == self._calls.keys()
-        assert (
-            len(self._running) + len(self._waiting)
-            == len(self._calls)
-            <= len(self._running) + len(self._waiting)
-        )
+        assert len(self._running) + len(self._waiting) == len(self._calls) <= len(self._running) + len(self._waiting)
         assert len(self._running) <= self.config.max_num_seqs
         for call in self._running:
             assert len(call.blocks) == self.config.blocks_for(call.computed)

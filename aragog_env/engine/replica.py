@@ -8,7 +8,6 @@ under way. So a replica is touched once per segment however many iterations that
 from __future__ import annotations
 
 from ..jit import inlined, kernel
-
 from .lag import fill_flights, land_flight
 from .queue import enqueue
 from .scheduler import free_blocks, plan_iteration, take_blocks
@@ -180,6 +179,28 @@ def _cut_stretch(state, e, r, spec, tables, replica, now):
     )
     replica.planned = steps
     replica.end_ps = replica.begin_ps + duration
+
+
+@kernel
+def steps_begun(state, e, r, tables, now):
+    """Return how many iterations of the replica's current stretch have begun before `now` (at least 1), 0 outside one."""
+    spec, replica = tables.spec[r], state.replica[e, r]
+    if replica.mode != STRETCH:
+        return 0
+    kv_tokens = replica.offset_sum + replica.running * (replica.step + 1)
+    steps, _ = steps_until(tables, spec.latency, replica.running, kv_tokens, replica.planned, now - replica.begin_ps)
+    return steps
+
+
+@kernel
+def free_now(state, e, r, tables, now):
+    """Return the free KV blocks at `now`, without those that the current stretch has taken so far."""
+    replica = state.replica[e, r]
+    steps = steps_begun(state, e, r, tables, now)
+    free = replica.free - (steps >> 4) * replica.running
+    for k in range(steps & 15):
+        free -= replica.residue[(-(replica.step + k)) & 15]
+    return free
 
 
 @kernel

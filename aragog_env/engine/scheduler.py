@@ -9,7 +9,6 @@ replica's `step` reaches `run_finish`, and until then nothing about it has to be
 from __future__ import annotations
 
 from ..jit import inlined, kernel
-
 from .kv import allocate_blocks, longest_hit, register_blocks, release_table, touch_hits
 from .queue import enqueue, pop_head
 from .state import NOT_DECODING

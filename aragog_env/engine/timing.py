@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import inlined, kernel
-
 from ..latency.compiled import chunk_ps, decode_segment
 
 # mypy: disable-error-code="no-untyped-def"
@@ -20,9 +19,7 @@ from ..latency.compiled import chunk_ps, decode_segment
 def decode_ps(tables, row, decodes, kv_tokens):
     """Return the attention time of `decodes` generating requests with `kv_tokens` tokens of context in all."""
     segment = decode_segment(tables.decode_context[row], decodes, kv_tokens)
-    return (
-        tables.decode_base_ps[row, decodes, segment] + tables.decode_slope_ps[row, decodes, segment] * kv_tokens
-    )
+    return tables.decode_base_ps[row, decodes, segment] + tables.decode_slope_ps[row, decodes, segment] * kv_tokens
 
 
 @inlined

@@ -93,12 +93,8 @@ def chat(seed: int = 0, count: int = 1000) -> EngineWorkload:
     """Conversation traffic on a server with room: Poisson, 6.45 requests/s, no shared prefixes."""
     rng = np.random.default_rng([seed, 1])
     arrivals = _poisson_ps(rng, count, 6.45)
-    config = EngineConfig(
-        max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=16384, num_gpu_blocks=27000
-    )
-    return EngineWorkload(
-        config, tuple(_unshared(i, t, *_chat_lengths(rng, 4096)) for i, t in enumerate(arrivals))
-    )
+    config = EngineConfig(max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=16384, num_gpu_blocks=27000)
+    return EngineWorkload(config, tuple(_unshared(i, t, *_chat_lengths(rng, 4096)) for i, t in enumerate(arrivals)))
 
 
 def pressure(seed: int = 0, count: int = 900) -> EngineWorkload:
@@ -112,17 +108,13 @@ def pressure(seed: int = 0, count: int = 900) -> EngineWorkload:
         num_gpu_blocks=4000,
         enable_prefix_caching=False,
     )
-    return EngineWorkload(
-        config, tuple(_unshared(i, t, *_chat_lengths(rng, 4096)) for i, t in enumerate(arrivals))
-    )
+    return EngineWorkload(config, tuple(_unshared(i, t, *_chat_lengths(rng, 4096)) for i, t in enumerate(arrivals)))
 
 
 def agentic(seed: int = 0, sessions: int = 60, turns: int = 8) -> EngineWorkload:
     """Sessions of turns: each prompt is the previous one, its output, a tool result. The cache overflows."""
     rng = np.random.default_rng([seed, 3])
-    config = EngineConfig(
-        max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=9000
-    )
+    config = EngineConfig(max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=9000)
     requests: list[EngineRequest] = []
     content = iter(range(1, 10**9))
     for arrival_ps in _poisson_ps(rng, sessions, 2.0):
@@ -150,12 +142,8 @@ def shared_prefix(seed: int = 0, count: int = 500) -> EngineWorkload:
     (greedy decoding) fill blocks side by side: equal content in several blocks.
     """
     rng = np.random.default_rng([seed, 4])
-    config = EngineConfig(
-        max_num_seqs=48, max_num_batched_tokens=1024, max_model_len=4096, num_gpu_blocks=700
-    )
-    prefixes = [
-        (content, int(rng.integers(10, 180)) * 16 + int(rng.integers(0, 2)) * 5) for content in range(12)
-    ]
+    config = EngineConfig(max_num_seqs=48, max_num_batched_tokens=1024, max_model_len=4096, num_gpu_blocks=700)
+    prefixes = [(content, int(rng.integers(10, 180)) * 16 + int(rng.integers(0, 2)) * 5) for content in range(12)]
     requests: list[EngineRequest] = []
     arrival_ps = 0
     while len(requests) < count:
@@ -202,9 +190,7 @@ def priority(seed: int = 0, count: int = 500) -> EngineWorkload:
 def mixed_lengths(seed: int = 0, count: int = 400) -> EngineWorkload:
     """Prompts of a few tokens among prompts of up to 30,000, few places to run, outputs from one token."""
     rng = np.random.default_rng([seed, 6])
-    config = EngineConfig(
-        max_num_seqs=16, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=4200
-    )
+    config = EngineConfig(max_num_seqs=16, max_num_batched_tokens=2048, max_model_len=32768, num_gpu_blocks=4200)
     requests = []
     for i, arrival_ps in enumerate(_poisson_ps(rng, count, 3.2)):
         if rng.random() < 0.12:
@@ -236,9 +222,7 @@ def random_small(seed: int) -> EngineWorkload:
     for i in range(int(rng.integers(2, 40))):
         arrival_ps += int(rng.random() * spread_ps) if rng.random() < 0.6 else 0
         segments = [(int(rng.integers(4)), 16 * int(rng.integers(0, 3)) + int(rng.integers(0, 2)) * 7)]
-        segments.append(
-            (100 + int(rng.integers(3)) if rng.random() < 0.5 else 200 + i, int(rng.integers(1, 33)))
-        )
+        segments.append((100 + int(rng.integers(3)) if rng.random() < 0.5 else 200 + i, int(rng.integers(1, 33))))
         parent = None
         if requests and rng.random() < 0.4:
             parent = requests[int(rng.integers(len(requests)))]

@@ -83,9 +83,7 @@ class Point:
     @property
     def saturated(self) -> bool:
         """Whether the rate is far beyond what can be served."""
-        return self.mean("backlog_growth") > _SATURATED_GROWTH or self.mean("unfinished") > 0.5 * self.mean(
-            "requests"
-        )
+        return self.mean("backlog_growth") > _SATURATED_GROWTH or self.mean("unfinished") > 0.5 * self.mean("requests")
 
     @property
     def sustained(self) -> bool:

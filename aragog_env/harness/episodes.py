@@ -57,9 +57,7 @@ def differences(a: EpisodeLog, b: EpisodeLog) -> list[str]:
         x, y = getattr(a, f.name), getattr(b, f.name)
         if f.name in _ARRAYS:
             found += _array_differences(f.name, np.asarray(x), np.asarray(y))
-        elif json.dumps(x, default=_jsonable, sort_keys=True) != json.dumps(
-            y, default=_jsonable, sort_keys=True
-        ):
+        elif json.dumps(x, default=_jsonable, sort_keys=True) != json.dumps(y, default=_jsonable, sort_keys=True):
             found.append(f"{f.name}: {x!r} != {y!r}")
     return found
 
@@ -91,11 +89,7 @@ def _array_differences(name: str, x: np.ndarray[Any, Any], y: np.ndarray[Any, An
         return []
     if x.dtype.names is None:
         return [f"{name}: {_first(x, y)}"]
-    return [
-        f"{name}.{field}: {_first(x[field], y[field])}"
-        for field in x.dtype.names
-        if _unequal(x[field], y[field])
-    ]
+    return [f"{name}.{field}: {_first(x[field], y[field])}" for field in x.dtype.names if _unequal(x[field], y[field])]
 
 
 def _unequal(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> bool:

@@ -144,8 +144,4 @@ def check_policies(policies: Policies) -> list[str]:
 def default_folder(scenario: str) -> Path:
     """Return ``results/<scenario>-<date>-<time>``, a folder that does not exist yet."""
     stem = Path("results") / f"{scenario}-{datetime.now():%Y%m%d-%H%M%S}"
-    return next(
-        p
-        for i in range(1, 1000)
-        if not (p := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists()
-    )
+    return next(p for i in range(1, 1000) if not (p := stem if i == 1 else stem.with_name(f"{stem.name}-{i}")).exists())

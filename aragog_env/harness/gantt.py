@@ -55,9 +55,7 @@ def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
         lane = lanes(mine["start_s"], finish)
         seen = (finish > begin) & (mine["start_s"] < end)
         used = max(int(lane[seen].max(initial=0)) + 1, 3)
-        _calls(
-            axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used
-        )
+        _calls(axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used)
         labels.append(f"{name}\n{log.models[log.replica_models[replica]]}")
         if replica:
             axes.axhline(replica - 0.5, color="#cccccc", lw=0.6)

@@ -35,22 +35,14 @@ _PERCENTILES: Final = (50, 95, 99)
 METRICS: Final[dict[str, MetricInfo]] = {
     "requests": MetricInfo("Requests", "", 0, "neither", "counted requests (after warm-up)"),
     "completed": MetricInfo("Completed", "", 0, "neither", "counted requests that finished"),
-    "unfinished": MetricInfo(
-        "Unfinished", "", 0, "lower", "requests in flight when the horizon cut the episode"
-    ),
-    "throughput_rps": MetricInfo(
-        "Throughput", "req/s", 3, "higher", "completed / (last completion - first arrival)"
-    ),
+    "unfinished": MetricInfo("Unfinished", "", 0, "lower", "requests in flight when the horizon cut the episode"),
+    "throughput_rps": MetricInfo("Throughput", "req/s", 3, "higher", "completed / (last completion - first arrival)"),
     "bulk_throughput_rps": MetricInfo(
         "Bulk throughput", "req/s", 3, "higher", "the same until 95% of the requests are done: no drain tail"
     ),
-    "goodput_rps": MetricInfo(
-        "Goodput", "req/s", 3, "higher", "the same, counting only requests that met their SLO"
-    ),
+    "goodput_rps": MetricInfo("Goodput", "req/s", 3, "higher", "the same, counting only requests that met their SLO"),
     "slo_attainment": MetricInfo("SLO met", "%", 1, "higher", "share of requests that met their SLO"),
-    "req95": MetricInfo(
-        "Req95", "x", 2, "lower", "smallest SLO scale (latency / standalone latency) that 95% meet"
-    ),
+    "req95": MetricInfo("Req95", "x", 2, "lower", "smallest SLO scale (latency / standalone latency) that 95% meet"),
     "req99": MetricInfo("Req99", "x", 2, "lower", "smallest SLO scale that 99% of the requests meet"),
     "backlog_growth": MetricInfo(
         "Backlog growth", "", 3, "lower", "requests in flight gained per arrival, second half of the arrivals"
@@ -71,26 +63,16 @@ METRICS: Final[dict[str, MetricInfo]] = {
     "ttft_p50_s": MetricInfo("TTFT P50", "s", 3, "lower", "per call, ready to first token, median"),
     "ttft_p95_s": MetricInfo("TTFT P95", "s", 3, "lower", "per call, ready to first token, 95th percentile"),
     "ttft_p99_s": MetricInfo("TTFT P99", "s", 3, "lower", "per call, ready to first token, 99th percentile"),
-    "tpot_mean_s": MetricInfo(
-        "TPOT mean", "s", 4, "lower", "per call, seconds per output token after the first"
-    ),
+    "tpot_mean_s": MetricInfo("TPOT mean", "s", 4, "lower", "per call, seconds per output token after the first"),
     "tpot_p50_s": MetricInfo("TPOT P50", "s", 4, "lower", "per call, seconds per output token, median"),
-    "tpot_p95_s": MetricInfo(
-        "TPOT P95", "s", 4, "lower", "per call, seconds per output token, 95th percentile"
-    ),
-    "tpot_p99_s": MetricInfo(
-        "TPOT P99", "s", 4, "lower", "per call, seconds per output token, 99th percentile"
-    ),
+    "tpot_p95_s": MetricInfo("TPOT P95", "s", 4, "lower", "per call, seconds per output token, 95th percentile"),
+    "tpot_p99_s": MetricInfo("TPOT P99", "s", 4, "lower", "per call, seconds per output token, 99th percentile"),
     "hold_mean_s": MetricInfo("Held", "s", 3, "lower", "per call, ready to dispatched: the policy held it"),
-    "queue_mean_s": MetricInfo(
-        "Queued", "s", 3, "lower", "per call, dispatched to first scheduled by the server"
-    ),
+    "queue_mean_s": MetricInfo("Queued", "s", 3, "lower", "per call, dispatched to first scheduled by the server"),
     "prefill_mean_s": MetricInfo("Prefill", "s", 3, "lower", "per call, first scheduled to first token"),
     "decode_mean_s": MetricInfo("Decode", "s", 3, "lower", "per call, first to last token"),
     "accuracy": MetricInfo("Accuracy", "%", 1, "higher", "share of correct answers among completed requests"),
-    "accuracy_expected": MetricInfo(
-        "Exp. accuracy", "%", 1, "higher", "mean success probability of what was served"
-    ),
+    "accuracy_expected": MetricInfo("Exp. accuracy", "%", 1, "higher", "mean success probability of what was served"),
     "accuracy_relative": MetricInfo(
         "Rel. accuracy",
         "%",
@@ -98,32 +80,18 @@ METRICS: Final[dict[str, MetricInfo]] = {
         "higher",
         "expected accuracy / that of the largest configuration, same requests",
     ),
-    "gpu_seconds_per_request": MetricInfo(
-        "GPU-s/req", "s", 2, "lower", "busy GPU-seconds per completed request"
-    ),
-    "usd_per_request": MetricInfo(
-        "Cost/req", "USD", 5, "lower", "price of the busy GPU time per completed request"
-    ),
+    "gpu_seconds_per_request": MetricInfo("GPU-s/req", "s", 2, "lower", "busy GPU-seconds per completed request"),
+    "usd_per_request": MetricInfo("Cost/req", "USD", 5, "lower", "price of the busy GPU time per completed request"),
     "usd_rental_per_request": MetricInfo(
         "Rent/req", "USD", 5, "lower", "price of the whole cluster's time per request"
     ),
     "utilisation": MetricInfo("Utilisation", "%", 1, "neither", "busy share of GPU time, over all replicas"),
-    "batch_mean": MetricInfo(
-        "Batch", "calls", 1, "neither", "calls running on a replica while it is busy, mean"
-    ),
+    "batch_mean": MetricInfo("Batch", "calls", 1, "neither", "calls running on a replica while it is busy, mean"),
     "llm_calls": MetricInfo("LLM calls", "", 0, "neither", "finished calls of counted requests"),
-    "prompt_tokens_per_request": MetricInfo(
-        "Prompt tok/req", "", 0, "neither", "prompt tokens per completed request"
-    ),
-    "output_tokens_per_request": MetricInfo(
-        "Output tok/req", "", 0, "neither", "output tokens per completed request"
-    ),
-    "preemptions": MetricInfo(
-        "Preemptions", "", 1, "lower", "recomputations for lack of KV blocks, all calls"
-    ),
-    "prefix_hit_rate": MetricInfo(
-        "Prefix hits", "%", 1, "higher", "share of prompt tokens found in the prefix cache"
-    ),
+    "prompt_tokens_per_request": MetricInfo("Prompt tok/req", "", 0, "neither", "prompt tokens per completed request"),
+    "output_tokens_per_request": MetricInfo("Output tok/req", "", 0, "neither", "output tokens per completed request"),
+    "preemptions": MetricInfo("Preemptions", "", 1, "lower", "recomputations for lack of KV blocks, all calls"),
+    "prefix_hit_rate": MetricInfo("Prefix hits", "%", 1, "higher", "share of prompt tokens found in the prefix cache"),
     "decisions": MetricInfo("Decisions", "", 0, "neither", "times the policy was asked"),
     "decision_p50_ms": MetricInfo("Decision P50", "ms", 4, "lower", "wall time of `act`, median"),
     "decision_p99_ms": MetricInfo("Decision P99", "ms", 4, "lower", "wall time of `act`, 99th percentile"),

@@ -72,9 +72,7 @@ class Page:
 
     def paragraph(self, text: str, css: str = "") -> None:
         """Add a paragraph of plain text."""
-        self._parts.append(
-            f"<p class='{css}'>{html.escape(text)}</p>\n" if css else f"<p>{html.escape(text)}</p>\n"
-        )
+        self._parts.append(f"<p class='{css}'>{html.escape(text)}</p>\n" if css else f"<p>{html.escape(text)}</p>\n")
 
     def figure(self, element: str, caption: str) -> int:
         """Add a picture (an svg or img element) with its caption; return its number."""

@@ -192,9 +192,7 @@ def load_over_time(series: ScenarioSeries, colour: Mapping[str, str]) -> Figure:
         axes = figure.subplots()
         for policy in series.policies:
             t = np.linspace(0, policy.example.duration_s, 500)
-            axes.plot(
-                t, in_flight(policy.example, t), color=colour[policy.policy], label=policy.policy, lw=1.2
-            )
+            axes.plot(t, in_flight(policy.example, t), color=colour[policy.policy], label=policy.policy, lw=1.2)
         last = max(float(p.example.requests["arrival_s"].max(initial=0.0)) for p in series.policies)
         axes.axvline(last, color=_INK, lw=0.8, ls=":")
         axes.annotate(

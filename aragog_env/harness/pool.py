@@ -72,9 +72,7 @@ class Pool:
         self.workers = workers
         self._make_policy = make_policy
         self._make_backend = make_backend
-        self._context = multiprocessing.get_context(
-            "spawn"
-        )  # fork would copy compiled code's threads in mid-air
+        self._context = multiprocessing.get_context("spawn")  # fork would copy compiled code's threads in mid-air
         self._stop = self._context.Event()
         self._executor: ProcessPoolExecutor | None = None
 
@@ -94,9 +92,7 @@ class Pool:
             suspects = self._run_parallel(deque(jobs), self.workers, on_start, on_done)
             for job in suspects:
                 if self._run_parallel(deque([job]), 1, on_start, on_done):
-                    error = str(
-                        PolicyError(job.policy, "its process died (killed, out of memory, or it exited)")
-                    )
+                    error = str(PolicyError(job.policy, "its process died (killed, out of memory, or it exited)"))
                     policy, scenario, seed, rate = job.key
                     on_done(job, RunResult(policy, scenario, seed, rate, status="failed", error=error))
 

@@ -119,16 +119,12 @@ class _Report:
             )
         if results.failed:
             names = ", ".join(dict.fromkeys(run.policy for run in results.failed))
-            self._paragraph(
-                f"{len(results.failed)} runs failed ({names}); see the section on failures.", "warn"
-            )
+            self._paragraph(f"{len(results.failed)} runs failed ({names}); see the section on failures.", "warn")
 
     def _scenario(self, table: Summary, series: ScenarioSeries | None) -> None:
         if table.scenario is None:
             self._section("All scenarios")
-            self._table(
-                metrics_table(table, COMPARABLE, "All scenarios together; intervals stratified by scenario.")
-            )
+            self._table(metrics_table(table, COMPARABLE, "All scenarios together; intervals stratified by scenario."))
             return
         self._section(f"Scenario {table.scenario}")
         scenario = self.results.scenario(table.scenario)
@@ -161,9 +157,7 @@ class _Report:
         if scatter is not None:
             caption = "Accuracy against mean completion time; bars are 95% bootstrap intervals over seeds."
             self._figure(scatter, f"accuracy-latency-{name}", caption + _synthetic(series))
-        self._figure(
-            plots.time_breakdown(table), f"time-{name}", "Where an LLM call spends its time, mean over calls."
-        )
+        self._figure(plots.time_breakdown(table), f"time-{name}", "Where an LLM call spends its time, mean over calls.")
         self._figure(plots.model_shares(series), f"models-{name}", "Models that served the LLM calls.")
         seed = series.policies[0].example.seed
         self._figure(
@@ -187,9 +181,7 @@ class _Report:
                 "shaded stretch of the episode, coloured by workflow (pale until the first token, darker for "
                 "later stages). Bottom: calls running on each replica over the whole episode."
             )
-            self._figure(
-                gantt(policy.example), f"gantt-{series.scenario}-{policy.policy}", caption, vector=False
-            )
+            self._figure(gantt(policy.example), f"gantt-{series.scenario}-{policy.policy}", caption, vector=False)
 
     def _sweep(self, sweep: Results) -> None:
         found = load_capacity(sweep.folder)
@@ -212,11 +204,7 @@ class _Report:
             )
         if found:
             objective = sweep.scenario(name).objective
-            slo = (
-                f"{objective.slo_s:g} s"
-                if objective.slo_s
-                else f"{objective.slo_scale:g}x the standalone latency"
-            )
+            slo = f"{objective.slo_s:g} s" if objective.slo_s else f"{objective.slo_scale:g}x the standalone latency"
             seeds = len({run.seed for run in sweep.ok})
             self._table(capacity_table(found, seeds, slo))
 
@@ -228,19 +216,13 @@ class _Report:
         self._table(table)
         for run in self.results.failed:
             if run.traceback:
-                self.page.folded(
-                    f"Traceback: {run.policy}, seed {run.seed}", f"<pre>{escape(run.traceback)}</pre>"
-                )
+                self.page.folded(f"Traceback: {run.policy}, seed {run.seed}", f"<pre>{escape(run.traceback)}</pre>")
 
     def _manifest(self) -> None:
         self._section("Manifest")
         for i, session in enumerate(self.results.manifest["sessions"], 1):
             git = session["git"]
-            commit = (
-                f"{git['commit']}{' (with local changes)' if git['dirty'] else ''}"
-                if git
-                else "no repository"
-            )
+            commit = f"{git['commit']}{' (with local changes)' if git['dirty'] else ''}" if git else "no repository"
             pairs = [
                 (f"Session {i}", session["started"]),
                 ("Command", session["command"]),
@@ -251,9 +233,7 @@ class _Report:
             self.page.definitions(pairs)
             self.markdown += [f"* {name}: {value}" for name, value in pairs]
         for name, described in self.results.manifest["scenarios"].items():
-            self.page.folded(
-                f"Scenario {name} ({described['hash'][:12]})", f"<pre>{escape(described['yaml'])}</pre>"
-            )
+            self.page.folded(f"Scenario {name} ({described['hash'][:12]})", f"<pre>{escape(described['yaml'])}</pre>")
             extra = {k: v for k, v in described.items() if k != "yaml"}
             self.markdown.append(f"* Scenario {name}: `{json.dumps(extra)}`")
         self.page.paragraph("Meaning of the metrics:")
@@ -291,14 +271,8 @@ def _describe_scenario(scenario: Scenario, series: ScenarioSeries | None) -> str
     rate = f" at {arrivals.rate_rps:g} requests/s" if arrivals.rate_rps else ""
     trace = f" from {Path(arrivals.path).name}" if arrivals.path else ""
     total = sum(entry.weight for entry in scenario.workload.mix)
-    mix = ", ".join(
-        f"{_workflow_name(e.workflow)} {100 * e.weight / total:.0f}%" for e in scenario.workload.mix
-    )
-    slo = (
-        f"{objective.slo_s:g} s"
-        if objective.slo_s
-        else f"{objective.slo_scale:g} times the standalone latency"
-    )
+    mix = ", ".join(f"{_workflow_name(e.workflow)} {100 * e.weight / total:.0f}%" for e in scenario.workload.mix)
+    slo = f"{objective.slo_s:g} s" if objective.slo_s else f"{objective.slo_scale:g} times the standalone latency"
     warmup = f", the first {horizon.warmup_requests} as warm-up" if horizon.warmup_requests else ""
     text = (
         f"{scenario.description} Arrivals: {arrivals.kind}{trace}{rate}; {horizon.requests} requests per "
@@ -315,9 +289,7 @@ def _workflow_name(name_or_path: str) -> str:
 def _synthetic(series: ScenarioSeries) -> str:
     """Say so when right and wrong are generated rather than measured."""
     log = series.policies[0].example
-    names = [
-        name for name, kind in zip(log.workflows, log.outcome_kinds, strict=False) if kind == "synthetic"
-    ]
+    names = [name for name, kind in zip(log.workflows, log.outcome_kinds, strict=False) if kind == "synthetic"]
     if not names:
         return ""
     which = "" if len(names) == len(log.workflows) else f" of {', '.join(names)}"

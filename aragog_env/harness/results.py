@@ -187,9 +187,7 @@ def open_for_writing(
         results = read(folder)
         _check_same(results, described, kind)
     else:
-        results = Results(
-            folder, {"schema": SCHEMA_VERSION, "kind": kind, "scenarios": described, "sessions": []}, []
-        )
+        results = Results(folder, {"schema": SCHEMA_VERSION, "kind": kind, "scenarios": described, "sessions": []}, [])
     results._file = _lock_and_repair(folder / "results.jsonl")
     results.manifest["sessions"].append({**session_record(command), "settings": dict(settings or {})})
     write_atomically(folder / "manifest.json", _encode(results.manifest, indent=2) + b"\n")
@@ -212,9 +210,7 @@ def read(folder: str | Path) -> Results:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"cannot read this manifest ({error})", where=str(path)) from error
     if schema != SCHEMA_VERSION:
-        raise SpecError(
-            f"results of schema {schema}, but this version reads schema {SCHEMA_VERSION}", where=str(path)
-        )
+        raise SpecError(f"results of schema {schema}, but this version reads schema {SCHEMA_VERSION}", where=str(path))
     return Results(folder, manifest, _read_lines(folder / "results.jsonl"))
 
 
@@ -244,15 +240,11 @@ def describe_scenario(scenario: Scenario) -> dict[str, Any]:
 def _check_same(results: Results, described: Mapping[str, Mapping[str, Any]], kind: Kind) -> None:
     where = str(results.folder)
     if results.kind != kind:
-        raise SpecError(
-            f"this folder was written by 'aragog {results.kind}', not 'aragog {kind}'", where=where
-        )
+        raise SpecError(f"this folder was written by 'aragog {results.kind}', not 'aragog {kind}'", where=where)
     there = results.manifest["scenarios"]
     if set(there) != set(described):
         was, wanted = ", ".join(sorted(there)), ", ".join(sorted(described))
-        raise SpecError(
-            f"this folder holds results of scenario {was}, not of {wanted}; use another --out", where=where
-        )
+        raise SpecError(f"this folder holds results of scenario {was}, not of {wanted}; use another --out", where=where)
     for name, new in described.items():
         for part in ("hash", "trace_sha256"):
             if there[name].get(part) != new.get(part):
@@ -274,9 +266,7 @@ def _lock_and_repair(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise SpecError(
-            "another process is writing to this results folder", where=str(path.parent)
-        ) from error
+        raise SpecError("another process is writing to this results folder", where=str(path.parent)) from error
     except (ImportError, OSError):
         pass  # no locks on this system or file system; two writers are then the user's to avoid
     file.seek(0)

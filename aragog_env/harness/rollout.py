@@ -88,9 +88,7 @@ def _carry_out(backend: Backend, action: Dispatch | Wait, view: DispatchView, na
     try:
         backend.step(action)
     except ValueError as error:
-        message = (
-            f"answered {action!r} at t={now_s:.6f} s, which is not possible: {error}; valid: {_valid(view)}"
-        )
+        message = f"answered {action!r} at t={now_s:.6f} s, which is not possible: {error}; valid: {_valid(view)}"
         raise PolicyError(name, message) from error
 
 
@@ -110,8 +108,4 @@ def _valid(view: DispatchView) -> str:
         routes = ", ".join(str(route) for route in np.flatnonzero(row))
         choices.append(f"call {call} to route {routes}")
     more = len(view.calls) - len(choices)
-    return (
-        "; ".join(choices)
-        + (f"; and {more} more calls" if more > 0 else "")
-        + "; or WAIT while something runs"
-    )
+    return "; ".join(choices) + (f"; and {more} more calls" if more > 0 else "") + "; or WAIT while something runs"

@@ -49,9 +49,7 @@ def collect(results: Results) -> list[ScenarioSeries]:
     for run in results.ok:  # keep the order in which policies were given
         logs = groups.pop((run.scenario, run.policy), None)
         if logs:
-            found.setdefault(run.scenario, ScenarioSeries(run.scenario)).policies.append(
-                _series(run.policy, logs)
-            )
+            found.setdefault(run.scenario, ScenarioSeries(run.scenario)).policies.append(_series(run.policy, logs))
     return list(found.values())
 
 

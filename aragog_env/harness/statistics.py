@@ -70,9 +70,7 @@ def bootstrap(
     return Estimate(value, float(low), float(high), n)
 
 
-def paired(
-    values: Sequence[ArrayLike], baseline: Sequence[ArrayLike], statistic: Statistic = mean
-) -> Estimate:
+def paired(values: Sequence[ArrayLike], baseline: Sequence[ArrayLike], statistic: Statistic = mean) -> Estimate:
     """Estimate the difference to a baseline on the same seeds (arrays in the same order of seeds)."""
     return bootstrap([np.subtract(a, b) for a, b in zip(values, baseline, strict=True)], statistic)
 

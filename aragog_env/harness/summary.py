@@ -75,9 +75,7 @@ class Summary:
     """Counted requests of all runs together."""
 
 
-def summarise(
-    results: Results, metrics: Sequence[str] = tuple(METRICS), baseline: str | None = None
-) -> list[Summary]:
+def summarise(results: Results, metrics: Sequence[str] = tuple(METRICS), baseline: str | None = None) -> list[Summary]:
     """Return one table per scenario and, for several scenarios, one over all with the comparable metrics."""
     scenarios = list(dict.fromkeys(run.scenario for run in results.runs))
     base = choose_baseline([run.policy for run in results.runs], baseline)
@@ -153,23 +151,17 @@ def _cell_data(cell: Cell) -> dict[str, Any]:
     return data
 
 
-def _table(
-    scenario: str | None, runs: list[RunResult], metrics: Sequence[str], baseline: str | None
-) -> Summary:
+def _table(scenario: str | None, runs: list[RunResult], metrics: Sequence[str], baseline: str | None) -> Summary:
     by_policy: dict[str, list[RunResult]] = {}
     for run in runs:
         by_policy.setdefault(run.policy, []).append(run)
     base = {(r.scenario, r.seed): r for r in by_policy.get(baseline or "", []) if r.status == "ok"}
-    rows = tuple(
-        _row(policy, its, metrics, base if policy != baseline else {}) for policy, its in by_policy.items()
-    )
+    rows = tuple(_row(policy, its, metrics, base if policy != baseline else {}) for policy, its in by_policy.items())
     counted = sum(int(run.metrics["requests"]) for run in runs if run.status == "ok")
     return Summary(scenario, baseline, tuple(metrics), rows, counted)
 
 
-def _row(
-    policy: str, runs: list[RunResult], metrics: Sequence[str], base: Mapping[tuple[str, int], RunResult]
-) -> Row:
+def _row(policy: str, runs: list[RunResult], metrics: Sequence[str], base: Mapping[tuple[str, int], RunResult]) -> Row:
     ok = sorted((run for run in runs if run.status == "ok"), key=lambda run: (run.scenario, run.seed))
     cells = {}
     for name in metrics:
@@ -181,9 +173,7 @@ def _row(
         pairs = [(run, base[key]) for run in ok if (key := (run.scenario, run.seed)) in base]
         difference = None
         if pairs:
-            difference = paired(
-                _by_scenario([a for a, _ in pairs], name), _by_scenario([b for _, b in pairs], name)
-            )
+            difference = paired(_by_scenario([a for a, _ in pairs], name), _by_scenario([b for _, b in pairs], name))
         cells[name] = Cell(bootstrap(values, mean), float(iqm(np.concatenate(values))), difference)
     return Row(policy, len(ok), len(runs) - len(ok), cells)
 

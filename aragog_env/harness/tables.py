@@ -136,9 +136,7 @@ def capacity_table(found: Sequence[PolicyCapacity], seeds: int, slo: str) -> Tab
             continue
         interval = format_interval("throughput_rps", p.ceiling_rps)
         bracket = (
-            f"[{p.capacity_rps:.3g}, {p.infeasible_rps:.3g})"
-            if math.isfinite(p.infeasible_rps)
-            else "not reached"
+            f"[{p.capacity_rps:.3g}, {p.infeasible_rps:.3g})" if math.isfinite(p.infeasible_rps) else "not reached"
         )
         rows.append(
             (
@@ -199,9 +197,7 @@ def stages_table(series: ScenarioSeries) -> Table:
         cells = [Entry(stage, workflow)]
         for p in series.policies:
             share = p.stage_models.get((workflow, stage))
-            cells.append(
-                Entry("\N{EN DASH}" if share is None else " / ".join(f"{100 * s:.0f}" for s in share))
-            )
+            cells.append(Entry("\N{EN DASH}" if share is None else " / ".join(f"{100 * s:.0f}" for s in share)))
         rows.append(tuple(cells))
     caption = f"Share (%) of each stage's calls served by {' / '.join(models)}."
     return Table(caption, ("Stage", *(p.policy for p in series.policies)), tuple(rows))
@@ -238,9 +234,7 @@ def failures_table(results: Results) -> Table | None:
     """Return the runs that failed."""
     if not results.failed:
         return None
-    rows = tuple(
-        (Entry(r.policy), Entry(r.scenario), Entry(str(r.seed)), Entry(r.error or "")) for r in results.failed
-    )
+    rows = tuple((Entry(r.policy), Entry(r.scenario), Entry(str(r.seed)), Entry(r.error or "")) for r in results.failed)
     header = ("Policy", "Scenario", "Seed", "Error")
     return Table("Runs that failed; they count in no figure.", header, rows, text_columns=frozenset({1, 3}))
 

@@ -77,9 +77,7 @@ def _mirror_run(wandb: Any, results: Results, run: RunResult, common: dict[str, 
         },
         **common,
     ) as tracked:
-        tracked.summary.update(
-            {"status": run.status, "error": run.error, "wall_s": run.wall_s, **run.metrics}
-        )
+        tracked.summary.update({"status": run.status, "error": run.error, "wall_s": run.wall_s, **run.metrics})
         return Path(tracked.dir).parent
 
 

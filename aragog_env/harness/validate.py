@@ -65,9 +65,7 @@ def validate(
     _check_inputs(results)
     found = Validation(notes=_version_notes(results))
     progress = progress or Silent()
-    jobs = [
-        Job(run.policy, results.scenario(run.scenario), run.seed, str(folder), run.rate_rps) for run in runs
-    ]
+    jobs = [Job(run.policy, results.scenario(run.scenario), run.seed, str(folder), run.rate_rps) for run in runs]
     progress.begin(jobs, 0)
     try:
         for job, run in zip(jobs, runs, strict=True):
@@ -82,9 +80,7 @@ def validate(
     return found
 
 
-def _compare(
-    results: Results, run: RunResult, make_policy: PolicyMaker, make_backend: BackendMaker
-) -> list[str]:
+def _compare(results: Results, run: RunResult, make_policy: PolicyMaker, make_backend: BackendMaker) -> list[str]:
     scenario = results.scenario(run.scenario)
     if run.rate_rps is not None:
         scenario = override(scenario, rate_rps=run.rate_rps, requests=run.config["requests"])
@@ -107,14 +103,10 @@ def _check_inputs(results: Results) -> None:
         now = describe_scenario(results.scenario(name))
         for workflow, digest in was["workflows"].items():
             if now["workflows"].get(workflow) != digest:
-                message = (
-                    f"workflow '{workflow}' has changed since; check out the commit that the manifest names"
-                )
+                message = f"workflow '{workflow}' has changed since; check out the commit that the manifest names"
                 raise SpecError(message, where=str(results.folder))
         if now.get("trace_sha256") != was.get("trace_sha256"):
-            raise SpecError(
-                "the trace file has changed or is missing", where=f"{results.folder}, scenario '{name}'"
-            )
+            raise SpecError("the trace file has changed or is missing", where=f"{results.folder}, scenario '{name}'")
 
 
 def _version_notes(results: Results) -> list[str]:

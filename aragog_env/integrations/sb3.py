@@ -47,9 +47,7 @@ class SB3VecEnv(VecEnv):
 
     def __init__(self, env: StageDispatchVectorEnv) -> None:
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"Stable-Baselines3 needs autoreset_mode SAME_STEP, got {env.autoreset_mode.name}"
-            )
+            raise ValueError(f"Stable-Baselines3 needs autoreset_mode SAME_STEP, got {env.autoreset_mode.name}")
         self.env = env
         self._actions: NDArray[np.int64] = np.zeros(env.num_envs, np.int64)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ..jit import inlined
 from numpy.typing import NDArray
+
+from ..jit import inlined
 
 PS_PER_S = 1_000_000_000_000
 """Picoseconds in a second."""
@@ -87,9 +88,7 @@ def iteration_ps(
     tokens = decodes + sum(new for new, _ in chunks)
     total = int(latency.step_ps[tokens]) + int(latency.sample_ps[sampled])
     for new, cached in chunks:
-        total += int(
-            chunk_ps.py_func(latency.chunk_new, latency.chunk_cached, latency.chunk_table_ps, new, cached)
-        )
+        total += int(chunk_ps.py_func(latency.chunk_new, latency.chunk_cached, latency.chunk_table_ps, new, cached))
     if decodes:
         segment = decode_segment.py_func(latency.decode_context, decodes, kv_tokens)
         total += int(latency.decode_base_ps[decodes, segment])

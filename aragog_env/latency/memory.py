@@ -87,9 +87,7 @@ def check_tensor_parallel(model: ModelSpec, tp: int, *, where: str | None = None
         )
 
 
-def check_sequence_fits(
-    model: ModelSpec, num_gpu_blocks: int, max_model_len: int, *, where: str | None = None
-) -> None:
+def check_sequence_fits(model: ModelSpec, num_gpu_blocks: int, max_model_len: int, *, where: str | None = None) -> None:
     """Raise SpecError if one sequence of `max_model_len` tokens does not fit: such a server refuses to start.
 
     The rule is vLLM's (`v1/core/kv_cache_utils.py:check_enough_kv_cache_memory`); block 0 is its null block.

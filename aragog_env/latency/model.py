@@ -88,9 +88,7 @@ def latency_for(
     own = (scale, offset_ms) != (1.0, 0.0)
     table = _base_table(model, gpu, tp, kind, where)
     if own:
-        return table.scaled(
-            scale, offset_ms, note=f"times {scale:g} plus {offset_ms:g} ms (user's calibration)"
-        )
+        return table.scaled(scale, offset_ms, note=f"times {scale:g} plus {offset_ms:g} ms (user's calibration)")
     fitted = shipped_calibrations().get((model.name, gpu.name)) if calibrated else None
     if fitted is None or table.kind != "kernel-table" or kind not in ("auto", "table"):
         return table

@@ -109,9 +109,7 @@ class LatencyTable:
         if grid.ndim != 1 or grid.size < least or (np.diff(grid) <= 0).any():
             self._refuse(f"{grid_name} must be a strictly increasing list of at least {least} numbers")
         if array.ndim <= axis or array.shape[axis] != grid.size:
-            self._refuse(
-                f"{name} has shape {array.shape}, which does not fit the {grid.size} points of {grid_name}"
-            )
+            self._refuse(f"{name} has shape {array.shape}, which does not fit the {grid.size} points of {grid_name}")
 
     def scaled(self, scale: float, offset_ms: float = 0.0, *, note: str = "") -> LatencyTable:
         """Return this table with every iteration time t replaced by ``scale * t + offset_ms``.
@@ -126,8 +124,7 @@ class LatencyTable:
         """
         if not (np.isfinite(scale) and scale > 0 and np.isfinite(offset_ms)):
             raise SpecError(
-                f"a calibration needs a positive finite scale and a finite offset, not {scale} and "
-                f"{offset_ms} ms"
+                f"a calibration needs a positive finite scale and a finite offset, not {scale} and {offset_ms} ms"
             )
         times = {name: getattr(self, name) * scale for name in _ARRAYS if name.endswith("_ms")}
         return replace(
@@ -137,9 +134,7 @@ class LatencyTable:
             source=f"{self.source}; {note}" if note else self.source,
         )
 
-    def iteration_ms(
-        self, chunks: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, sampled: int
-    ) -> float:
+    def iteration_ms(self, chunks: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, sampled: int) -> float:
         """Return the duration of one iteration in milliseconds.
 
         Args:
@@ -227,9 +222,7 @@ class LatencyTable:
         # More context cannot be faster; a dip in the measurements would give the compiled curve a negative
         # slope.
         grid = np.maximum.accumulate(self.decode_ms, axis=1)
-        rows = np.stack(
-            [_interpolate(self.decode_batch, grid[:, j], batches) for j in range(grid.shape[1])], axis=1
-        )
+        rows = np.stack([_interpolate(self.decode_batch, grid[:, j], batches) for j in range(grid.shape[1])], axis=1)
         return np.maximum.accumulate(rows, axis=1)
 
     def _compile_decode(self, batches: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -47,9 +47,7 @@ def model(name: str, cluster: ClusterSpec | None = None, *, where: str | None = 
 def cluster_models(cluster: ClusterSpec) -> tuple[ModelSpec, ...]:
     """Return the distinct models of a cluster, smallest first: the order that model indices refer to."""
     names = dict.fromkeys(replica.model for replica in cluster.replicas)
-    return tuple(
-        sorted((model(name, cluster) for name in names), key=lambda entry: (entry.size_b, entry.name))
-    )
+    return tuple(sorted((model(name, cluster) for name in names), key=lambda entry: (entry.size_b, entry.name)))
 
 
 def context_length(replica: ReplicaSpec, cluster: ClusterSpec) -> int:

@@ -92,9 +92,7 @@ def _build(workflow: WorkflowSpec, names: dict[str, int], order: list[int]) -> W
     for k, (i, _) in enumerate(flat):
         index[workflow.stages[i].name] = (*index.get(workflow.stages[i].name, ()), k)
     parents = [_nodes_of(workflow.stages[i].parents, index) for i, _ in flat]
-    children: list[tuple[int, ...]] = [
-        tuple(k for k, p in enumerate(parents) if j in p) for j in range(total)
-    ]
+    children: list[tuple[int, ...]] = [tuple(k for k, p in enumerate(parents) if j in p) for j in range(total)]
     depth = [1] * total
     for k in reversed(range(total)):
         depth[k] = 1 + max((depth[c] for c in children[k]), default=0)
@@ -112,7 +110,7 @@ def _build(workflow: WorkflowSpec, names: dict[str, int], order: list[int]) -> W
                 kind=stage.kind,
                 parents=parents[k],
                 children=children[k],
-                context=context,
+                context=tuple(sorted(context)),
                 depth=depth[k],
                 llm_slot=llm.index(k) if k in llm else -1,
                 skip_on=index[stage.skip.on][0] if stage.skip else -1,
@@ -144,9 +142,7 @@ def _stage_names(workflow: WorkflowSpec) -> dict[str, int]:
     names: dict[str, int] = {}
     for i, stage in enumerate(workflow.stages):
         if stage.name in names:
-            raise SpecError(
-                f"two stages are called '{stage.name}'", where=location(workflow, f"stages[{i}].name")
-            )
+            raise SpecError(f"two stages are called '{stage.name}'", where=location(workflow, f"stages[{i}].name"))
         names[stage.name] = i
     if all(stage.kind == "tool" for stage in workflow.stages):
         raise SpecError("a workflow needs at least one LLM stage", where=location(workflow, "stages"))
@@ -170,9 +166,7 @@ def _check_references(workflow: WorkflowSpec, i: int, stage: StageSpec, names: d
     ):
         twice = [name for k, name in enumerate(group) if name in group[:k]]
         if twice:
-            raise SpecError(
-                f"stage '{twice[0]}' is listed twice", where=location(workflow, f"stages[{i}].{key}")
-            )
+            raise SpecError(f"stage '{twice[0]}' is listed twice", where=location(workflow, f"stages[{i}].{key}"))
 
 
 def _topological(workflow: WorkflowSpec, names: dict[str, int]) -> list[int]:

@@ -87,14 +87,11 @@ def scenario_hash(scenario: Scenario) -> str:
     """
     workflows = scenario_workflows(scenario)
     mix = tuple(
-        replace(entry, workflow=workflow.name)
-        for entry, workflow in zip(scenario.workload.mix, workflows, strict=True)
+        replace(entry, workflow=workflow.name) for entry, workflow in zip(scenario.workload.mix, workflows, strict=True)
     )
     arrivals = scenario.workload.arrivals
     if arrivals.path:
-        arrivals = replace(
-            arrivals, path=_digest(arrivals.path, location(scenario, "workload.arrivals.path"))
-        )
+        arrivals = replace(arrivals, path=_digest(arrivals.path, location(scenario, "workload.arrivals.path")))
     replicas = []
     for i, replica in enumerate(scenario.cluster.replicas):
         if replica.latency.endswith(".npz"):
@@ -142,9 +139,7 @@ def _absolute(path: str, folder: Path) -> str:
     return str(seen.resolve()) if seen.exists() else path
 
 
-def _find(
-    kind: Literal["scenarios", "clusters", "arrivals"], name: str | Path, where: str | None = None
-) -> Path:
+def _find(kind: Literal["scenarios", "clusters", "arrivals"], name: str | Path, where: str | None = None) -> Path:
     if _is_path(name):
         path = Path(name).expanduser()
         if not path.is_file():
@@ -160,9 +155,7 @@ def _find(
 
 def _workflow_files(where: str | None) -> dict[str, Path]:
     """Return the file of every workflow that has a name; earlier folders win."""
-    extra = [
-        Path(part).expanduser() for part in os.environ.get("ARAGOG_WORKFLOWS", "").split(os.pathsep) if part
-    ]
+    extra = [Path(part).expanduser() for part in os.environ.get("ARAGOG_WORKFLOWS", "").split(os.pathsep) if part]
     shipped = ROOT / "workflows"
     if not extra and not shipped.is_dir():
         raise SpecError(
@@ -206,9 +199,7 @@ def _with_preset(scenario: Scenario, folder: Path) -> ArrivalSpec:
 def _anchor_cluster(cluster: ClusterSpec, folder: Path) -> ClusterSpec:
     """Make the paths of latency tables independent of the working directory."""
     replicas = tuple(
-        replace(replica, latency=_absolute(replica.latency, folder))
-        if replica.latency.endswith(".npz")
-        else replica
+        replace(replica, latency=_absolute(replica.latency, folder)) if replica.latency.endswith(".npz") else replica
         for replica in cluster.replicas
     )
     return replace(cluster, replicas=replicas)

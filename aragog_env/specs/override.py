@@ -119,9 +119,7 @@ def _arrivals(
         arrivals = replace(arrivals, rate_rps=None)
     if rate_rps is not None:
         if arrivals.kind == "closed":
-            raise SpecError(
-                "a closed loop has no arrival rate; override 'users' instead", where="override 'rate_rps'"
-            )
+            raise SpecError("a closed loop has no arrival rate; override 'users' instead", where="override 'rate_rps'")
         arrivals = replace(arrivals, rate_rps=float(rate_rps))
     if users is not None:
         if arrivals.kind != "closed":

@@ -145,9 +145,7 @@ def _build_literal(choices: tuple[Any, ...], node: yaml.Node, key: str, source: 
     if isinstance(node, yaml.ScalarNode) and node.value in choices:
         return node.value
     if not isinstance(node, yaml.ScalarNode):
-        raise SpecError(
-            f"expected one of {', '.join(choices)}, got {_describe(node)}", where=source.at(node, key)
-        )
+        raise SpecError(f"expected one of {', '.join(choices)}, got {_describe(node)}", where=source.at(node, key))
     hint = did_you_mean(node.value, choices)
     raise SpecError(f"unknown value '{node.value}'.{hint}", where=source.at(node, key))
 
@@ -235,11 +233,7 @@ def _build_scalar(hint: Any, node: yaml.Node, key: str, source: Source) -> Any:
     if hint is float and tag in ("int", "float"):
         return float(node.value.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf"))
     names = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-    quotes = (
-        f" (write '{node.value}' in quotes for text)"
-        if hint is str and tag in ("int", "float", "bool")
-        else ""
-    )
+    quotes = f" (write '{node.value}' in quotes for text)" if hint is str and tag in ("int", "float", "bool") else ""
     raise SpecError(f"expected {names[hint]}, got {_describe(node)}{quotes}", where=source.at(node, key))
 
 
@@ -256,9 +250,7 @@ def _describe(node: yaml.Node) -> str:
 
 def dump_yaml(spec: object) -> str:
     """Return YAML text that loads back equal; keys at their default are left out."""
-    return yaml.dump(
-        to_dict(spec, defaults=False), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
-    )
+    return yaml.dump(to_dict(spec, defaults=False), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def location(spec: Any, key: str) -> str:

@@ -45,16 +45,20 @@ def validate_scenario(scenario: Scenario) -> None:
     check_cluster(scenario.cluster)
     _check_arrivals(scenario)
     _check_mix(scenario)
-    for workflow in scenario_workflows(scenario):
+    loaded = scenario_workflows(scenario)
+    for i, workflow in enumerate(loaded):
+        if workflow.name in [other.name for other in loaded[:i]]:
+            raise SpecError(
+                f"two entries of the mix are workflows named '{workflow.name}'; give each its own name",
+                where=location(scenario, f"workload.mix[{i}].workflow"),
+            )
         check_ranges(workflow)
         check_workflow(unroll(workflow), scenario.cluster)
 
 
 def stage_candidates(stage: StageSpec, models: tuple[ModelSpec, ...]) -> tuple[int, ...]:
     """Return the indices of the cluster's models that may serve a stage."""
-    return tuple(
-        m for m, entry in enumerate(models) if stage.candidates is None or entry.name in stage.candidates
-    )
+    return tuple(m for m, entry in enumerate(models) if stage.candidates is None or entry.name in stage.candidates)
 
 
 def check_cluster(cluster: ClusterSpec) -> None:
@@ -73,18 +77,14 @@ def check_cluster(cluster: ClusterSpec) -> None:
         copies = range(replica.count)
         for name in [replica.name] if replica.count == 1 else [f"{replica.name}-{k}" for k in copies]:
             if name in seen:
-                raise SpecError(
-                    f"two replicas are called '{name}'", where=location(cluster, f"replicas[{i}].name")
-                )
+                raise SpecError(f"two replicas are called '{name}'", where=location(cluster, f"replicas[{i}].name"))
             seen.add(name)
     for i, link in enumerate(cluster.links):
         for key in ("source", "target"):
             name = getattr(link, key)
             if name not in seen:
                 hint = did_you_mean(name, seen)
-                raise SpecError(
-                    f"unknown replica '{name}'.{hint}", where=location(cluster, f"links[{i}].{key}")
-                )
+                raise SpecError(f"unknown replica '{name}'.{hint}", where=location(cluster, f"links[{i}].{key}"))
 
 
 def _check_replica(cluster: ClusterSpec, replica: ReplicaSpec, key: str) -> None:

@@ -59,9 +59,7 @@ def _key(spec: ArrivalSpec, key: str) -> str:
 
 def _rate(spec: ArrivalSpec) -> float:
     if spec.rate_rps is None or spec.rate_rps <= 0:
-        raise SpecError(
-            f"arrivals of kind '{spec.kind}' need a positive 'rate_rps'", where=_key(spec, "rate_rps")
-        )
+        raise SpecError(f"arrivals of kind '{spec.kind}' need a positive 'rate_rps'", where=_key(spec, "rate_rps"))
     return spec.rate_rps
 
 
@@ -85,8 +83,7 @@ def _mmpp(spec: ArrivalSpec, n: int, rng: np.random.Generator) -> Floats:
         )
     if (rates < 0).any() or (sojourns <= 0).any() or not rates.any():
         raise SpecError(
-            "Markov-modulated arrivals need rates that are not negative, one of them positive, and positive "
-            "sojourns",
+            "Markov-modulated arrivals need rates that are not negative, one of them positive, and positive sojourns",
             where=_key(spec, "mmpp_rates"),
         )
     # Jumps go to each other state with equal chance, so the chain visits all states equally often and the
@@ -149,19 +146,13 @@ def schedule_steps(spec: ArrivalSpec) -> tuple[Floats, Floats]:
     if not len(start):
         raise SpecError("a schedule needs at least one step", where=_key(spec, "steps"))
     if (np.diff(start) <= 0).any() or (rate < 0).any():
-        raise SpecError(
-            "steps need ascending 'start_s' and rates that are not negative", where=_key(spec, "steps")
-        )
+        raise SpecError("steps need ascending 'start_s' and rates that are not negative", where=_key(spec, "steps"))
     if spec.period_s is not None and spec.period_s <= start[-1]:
-        raise SpecError(
-            "'period_s' must be longer than the start of the last step", where=_key(spec, "period_s")
-        )
+        raise SpecError("'period_s' must be longer than the start of the last step", where=_key(spec, "period_s"))
     if start[0] > 0:  # nothing arrives before the first step
         start, rate = np.append(0.0, start), np.append(0.0, rate)
     last = (
-        spec.period_s - start[-1]
-        if spec.period_s is not None
-        else (start[-1] - start[-2] if len(start) > 1 else 1.0)
+        spec.period_s - start[-1] if spec.period_s is not None else (start[-1] - start[-2] if len(start) > 1 else 1.0)
     )
     length = np.append(np.diff(start), last)
     mean = float(length @ rate / length.sum())

@@ -138,9 +138,7 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
             f"the gzip file is truncated after line {number}; download it again", where=f"{path}:{number + 1}"
         ) from error
     except (gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise SpecError(
-            f"the file is damaged after line {number} ({error})", where=f"{path}:{number + 1}"
-        ) from error
+        raise SpecError(f"the file is damaged after line {number} ({error})", where=f"{path}:{number + 1}") from error
 
 
 def _sniff(first: str, path: Path) -> TraceFormat:
@@ -186,12 +184,8 @@ def _blame(chunk: Sequence[str], number: int, parse: Callable[[Sequence[str]], C
         except _PROBLEMS as error:
             where = f"{path}:{number + i}"
             if i == len(chunk) - 1 and not line.endswith("\n"):
-                raise SpecError(
-                    "the last line is cut off; the file is truncated, get it again", where=where
-                ) from error
-            raise SpecError(
-                f"cannot read this line ({_reason(error)}): '{line.strip()[:60]}'", where=where
-            ) from error
+                raise SpecError("the last line is cut off; the file is truncated, get it again", where=where) from error
+            raise SpecError(f"cannot read this line ({_reason(error)}): '{line.strip()[:60]}'", where=where) from error
     raise AssertionError("a chunk failed but none of its lines does")
 
 
@@ -256,8 +250,7 @@ def _integers(texts: list[str]) -> NDArray[np.int64]:
 def _parse_mooncake(lines: Sequence[str]) -> Columns:
     # hash_ids, most of each line, come last in the public files and are not used: parse what is before them.
     usual = all(
-        '"output_length"' in line.partition(', "hash_ids"')[0] and line.rstrip().endswith("]}")
-        for line in lines
+        '"output_length"' in line.partition(', "hash_ids"')[0] and line.rstrip().endswith("]}") for line in lines
     )
     short = [line.partition(', "hash_ids"')[0] + "}" for line in lines] if usual else lines
     rows = json.loads(f"[{','.join(short)}]")
@@ -279,9 +272,7 @@ def _check(
             line = int(np.argmax(column < 0)) + start
             raise SpecError(f"the number of {name} tokens is negative", where=f"{path}:{line}")
     if not np.isfinite(times).all():
-        raise SpecError(
-            "the time is not a finite number", where=f"{path}:{int(np.argmin(np.isfinite(times))) + start}"
-        )
+        raise SpecError("the time is not a finite number", where=f"{path}:{int(np.argmin(np.isfinite(times))) + start}")
     back = np.diff(times) < 0
     if back.any():
         line = int(np.argmax(back)) + 1 + start

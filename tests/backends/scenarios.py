@@ -117,9 +117,7 @@ def scenario(
     return Scenario(
         name="made-up",
         cluster=ClusterSpec("made-up", tuple(replicas)),
-        workload=WorkloadSpec(
-            arrivals or ArrivalSpec(rate_rps=40.0), tuple(MixEntry(written(one)) for one in mix)
-        ),
+        workload=WorkloadSpec(arrivals or ArrivalSpec(rate_rps=40.0), tuple(MixEntry(written(one)) for one in mix)),
         horizon=HorizonSpec(requests, duration_s),
     )
 

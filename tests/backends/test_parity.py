@@ -87,9 +87,7 @@ def play(made: Scenario, choose: Chooser, seed: int = 0, *, log_every: int = 7) 
     return play_on(SimBackend(made), ReferenceBackend(made), choose, seed, log_every)
 
 
-def play_on(
-    ours: SimBackend, truth: ReferenceBackend, choose: Chooser, seed: int, log_every: int = 7
-) -> EpisodeLog:
+def play_on(ours: SimBackend, truth: ReferenceBackend, choose: Chooser, seed: int, log_every: int = 7) -> EpisodeLog:
     rng = random.Random(seed)
     ours.reset(seed)
     truth.reset(seed)
@@ -108,9 +106,7 @@ def play_on(
     return log
 
 
-def step(
-    ours: SimBackend, truth: ReferenceBackend, action: Dispatch | Wait, otherwise: Dispatch | Wait
-) -> None:
+def step(ours: SimBackend, truth: ReferenceBackend, action: Dispatch | Wait, otherwise: Dispatch | Wait) -> None:
     """Carry out `action` on both; where both refuse it (a wait that would never end), do `otherwise`."""
     try:
         truth.step(action)
@@ -240,9 +236,7 @@ def test_tools_skips_and_copies() -> None:
 
 
 def test_tools_that_take_no_time_end_before_the_policy_is_asked() -> None:
-    instant = workflow(
-        tool("now", median_s=0.0, sigma=0.0), llm("side"), llm("main", "now"), llm("end", "main")
-    )
+    instant = workflow(tool("now", median_s=0.0, sigma=0.0), llm("side"), llm("main", "now"), llm("end", "main"))
     made = scenario(instant, [replica("one")], requests=6)
     backend = ReferenceBackend(made)
     backend.reset(0)
@@ -253,9 +247,7 @@ def test_tools_that_take_no_time_end_before_the_policy_is_asked() -> None:
 @pytest.mark.parametrize("duration_s", [0.01, 0.1, 0.25])
 def test_horizon(duration_s: float) -> None:
     """The cut falls into iterations, into stretches of them, and between arrivals."""
-    made = scenario(
-        CHAIN, [replica("one"), replica("two", LARGE)], requests=40, duration_s=duration_s, arrivals=BUSY
-    )
+    made = scenario(CHAIN, [replica("one"), replica("two", LARGE)], requests=40, duration_s=duration_s, arrivals=BUSY)
     for log in play_all(made):
         assert log.truncated and log.duration_s == duration_s
         assert np.isnan(log.requests["finish_s"]).any()
@@ -364,9 +356,7 @@ def test_standalone_latency_is_that_of_one_request_on_an_empty_cluster() -> None
     assert min(latencies) == pytest.approx(logs[0].requests["standalone_s"][0], abs=1e-9)
     chain = scenario(branching(), [replica("one", enable_prefix_caching=False, max_num_seqs=1)], requests=1)
     log = play(chain, crowding)
-    assert (
-        log.requests["standalone_s"][0] <= log.requests["finish_s"][0] - log.requests["arrival_s"][0] + 1e-9
-    )
+    assert log.requests["standalone_s"][0] <= log.requests["finish_s"][0] - log.requests["arrival_s"][0] + 1e-9
 
 
 def test_both_refuse_the_same_actions() -> None:

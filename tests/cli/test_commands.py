@@ -44,12 +44,7 @@ def test_evaluate_report_and_validate(here: Path, capsys: pytest.CaptureFixture[
     policies = ("-p", "round_robin", "-p", "fixed:largest")
     assert _evaluate(*policies, "--seeds", "2", "--out", "r") == 0
     text = capsys.readouterr().out
-    assert (
-        "round_robin" in text
-        and "JCT P95 (s)" in text
-        and "results: r" in text
-        and "report:  r/report.html" in text
-    )
+    assert "round_robin" in text and "JCT P95 (s)" in text and "results: r" in text and "report:  r/report.html" in text
     assert (here / "r" / "report.html").exists() and (here / "r" / "report.md").exists()
     assert cli.main(["validate", "r", "--all"]) == 0
     assert "4 runs re-run, 4 reproduced exactly" in capsys.readouterr().out
@@ -64,9 +59,7 @@ def test_json_is_all_there_is_on_standard_output(here: Path, capsys: pytest.Capt
     (row,) = data["tables"][0]["policies"]
     assert row["policy"] == "random" and row["seeds"] == 2 and data["report"] is None and data["failed"] == []
     assert row["metrics"]["jct_mean_s"]["mean"] > 0
-    assert (
-        Path(data["results"]).name.startswith("toy-") and (here / data["results"] / "results.jsonl").exists()
-    )
+    assert Path(data["results"]).name.startswith("toy-") and (here / data["results"] / "results.jsonl").exists()
 
 
 def test_a_broken_policy_is_named_and_the_others_survive(
@@ -108,9 +101,7 @@ def test_capacity(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     "trace",
     ["azure_llm_2023/AzureLLMInferenceTrace_conv.csv.gz", "mooncake_fast25/conversation_trace.jsonl.gz"],
 )
-def test_public_traces_drive_the_workflows(
-    here: Path, trace: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_public_traces_drive_the_workflows(here: Path, trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = DATA / trace
     if not path.exists():
         pytest.skip("the public traces are not there")

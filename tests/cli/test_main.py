@@ -29,9 +29,7 @@ def test_help_loads_nothing_heavy() -> None:
         "heavy = {'numba', 'matplotlib', 'rich', 'wandb', 'torch', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in cli.COMMANDS)
 

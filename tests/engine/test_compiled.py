@@ -74,9 +74,7 @@ def test_slices_exercise_preemption_and_cache() -> None:
 
     def run(name: str) -> list[Any]:
         workload = SLICES[name](11)
-        return list(
-            run_compiled(workload.config, synthetic_latency(workload.config), workload.requests).calls
-        )
+        return list(run_compiled(workload.config, synthetic_latency(workload.config), workload.requests).calls)
 
     assert sum(call.preemptions for call in run("pressure")) >= 20
     assert sum(call.preemptions for call in run("priority")) >= 10
@@ -164,9 +162,7 @@ def _walk(block: NDArray[np.void], first: int, link: str) -> list[int]:
 def test_every_block_is_free_and_accounted_for_after_a_run(source: str) -> None:
     workloads = [SLICES[source](5)] if source in SLICES else [random_small(seed) for seed in range(60)]
     for workload in workloads:
-        tables, state, packed = prepare(
-            workload.config, synthetic_latency(workload.config), workload.requests
-        )
+        tables, state, packed = prepare(workload.config, synthetic_latency(workload.config), workload.requests)
         for _ in range(2):  # a second run on the same arrays starts from a clean server
             run_open_loop(state, 0, tables, packed)
             assert_pool_at_rest(tables, state)

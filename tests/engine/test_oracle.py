@@ -44,8 +44,7 @@ def build(name: str) -> EngineWorkload:
     else:
         workload = WORKLOADS[name]()
     assert input_digest(workload) == GOLDEN[name]["input"], (
-        "the workload differs from the one that vLLM served; "
-        "run python -m scripts.compare_with_vllm --write-golden"
+        "the workload differs from the one that vLLM served; run python -m scripts.compare_with_vllm --write-golden"
     )
     return workload
 

@@ -167,9 +167,7 @@ def test_the_tail_of_a_chain_is_evicted_before_its_head() -> None:
 def test_outputs_are_cached_but_for_the_last_token() -> None:
     config = small(max_num_batched_tokens=256)
     first = request(0, 20, 12)
-    following = dataclasses.replace(
-        request(1, 1, 1), prompt=((100, 20), (1000, 12), (5, 3)), after=0, delay_ps=10
-    )
+    following = dataclasses.replace(request(1, 1, 1), prompt=((100, 20), (1000, 12), (5, 3)), after=0, delay_ps=10)
     longer = dataclasses.replace(following, request_id=2, output_content_id=1002, delay_ps=10**12)
     run = run_reference(config, synthetic_latency(config), [first, following, longer])
     assert run.calls[1].arrival_ps == run.calls[0].finish_ps + 10

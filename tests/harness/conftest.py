@@ -19,9 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with three policies and four seeds. Do not write to it."""
     base = tmp_path_factory.mktemp("harness")
     out = base / "results"
-    evaluate(
-        POLICIES, make_scenario(base, warmup_requests=5), 4, out=out, workers=1, make_backend=FakeBackend
-    )
+    evaluate(POLICIES, make_scenario(base, warmup_requests=5), 4, out=out, workers=1, make_backend=FakeBackend)
     return out
 
 

@@ -84,9 +84,7 @@ class FakeBackend:
 
     def view(self) -> Any:
         allowed = np.ones((len(self.ready), 3), np.bool_)
-        return SimpleNamespace(
-            calls=[c[0] for c in self.ready], routes=[0, 1, 2], allowed=allowed, now_s=self.now_s
-        )
+        return SimpleNamespace(calls=[c[0] for c in self.ready], routes=[0, 1, 2], allowed=allowed, now_s=self.now_s)
 
     def step(self, action: Dispatch | Wait) -> None:
         if isinstance(action, Dispatch):

@@ -41,9 +41,7 @@ def _known_system(rate: float, ceiling: float, slo_limit: float) -> Point:
     return Point(rate, [metrics, metrics])
 
 
-def _drive(
-    first: float, settings: SweepSettings, ceiling: float, slo_limit: float
-) -> tuple[PolicyCapacity, int]:
+def _drive(first: float, settings: SweepSettings, ceiling: float, slo_limit: float) -> tuple[PolicyCapacity, int]:
     points: dict[float, Point] = {}
     running = search("p", first, settings)
     wanted = next(running)
@@ -58,9 +56,7 @@ def _drive(
 
 @pytest.mark.parametrize("first", [0.01, 1.0, 500.0])
 @pytest.mark.parametrize(("ceiling", "slo_limit"), [(7.3, 4.4), (0.31, 0.3), (120.0, 60.0)])
-def test_search_finds_ceiling_and_capacity_from_any_start(
-    first: float, ceiling: float, slo_limit: float
-) -> None:
+def test_search_finds_ceiling_and_capacity_from_any_start(first: float, ceiling: float, slo_limit: float) -> None:
     found, tried = _drive(first, SweepSettings(), ceiling, slo_limit)
     assert found.ceiling_rps.value == pytest.approx(ceiling, rel=0.01)
     assert found.capacity_rps <= slo_limit < found.infeasible_rps
@@ -93,9 +89,7 @@ def test_given_rates_are_the_curve() -> None:
     assert found.rates_rps == (1.0, 2.0) and found.capacity_rps == 2.0 and math.isnan(found.infeasible_rps)
 
 
-@pytest.mark.parametrize(
-    ("rate", "rounded"), [(1.23456, 1.23), (0.0123456, 0.0123), (1234.5, 1230.0), (9.999, 10.0)]
-)
+@pytest.mark.parametrize(("rate", "rounded"), [(1.23456, 1.23), (0.0123456, 0.0123), (1234.5, 1230.0), (9.999, 10.0)])
 def test_rates_are_rounded_to_three_digits(rate: float, rounded: float) -> None:
     assert round_rate(rate) == rounded
 

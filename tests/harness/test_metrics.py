@@ -121,9 +121,7 @@ def test_unknown_outcomes_are_nan_not_zero(tiny: EpisodeLog) -> None:
 
 
 def test_an_episode_without_requests_has_no_figures_but_does_not_fail(tiny: EpisodeLog) -> None:
-    m = episode_metrics(
-        replace(tiny, requests=tiny.requests[:0], calls=tiny.calls[:0], decision_s=np.zeros(0))
-    )
+    m = episode_metrics(replace(tiny, requests=tiny.requests[:0], calls=tiny.calls[:0], decision_s=np.zeros(0)))
     assert m["requests"] == 0 and math.isnan(m["jct_mean_s"]) and math.isnan(m["throughput_rps"])
 
 

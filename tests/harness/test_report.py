@@ -134,9 +134,7 @@ def test_failures_and_unfinished_requests_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_report_of_failures_only_still_says_what_failed(tmp_path: Path) -> None:
-    evaluate(
-        {"bad": Raises}, make_scenario(tmp_path), 1, out=tmp_path / "out", workers=1, make_backend=FakeBackend
-    )
+    evaluate({"bad": Raises}, make_scenario(tmp_path), 1, out=tmp_path / "out", workers=1, make_backend=FakeBackend)
     assert "out of ideas" in write_report(tmp_path / "out").html.read_text()
 
 

@@ -31,18 +31,13 @@ def test_nan_survives_and_the_file_is_strict_json(tmp_path: Path) -> None:
     with open_for_writing(tmp_path / "out", [make_scenario(tmp_path)]) as results:
         results.append(_run(0, metrics={"req95": float("nan"), "accuracy": 0.5}))
     line = (tmp_path / "out" / "results.jsonl").read_text()
-    assert (
-        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["metrics"]["req95"]
-        is None
-    )
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["metrics"]["req95"] is None
     metrics = read(tmp_path / "out").runs[0].metrics
     assert math.isnan(metrics["req95"]) and metrics["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_line_that_a_killed_writer_left_unfinished_is_dropped_and_overwritten(
-    tmp_path: Path, cut: int
-) -> None:
+def test_a_line_that_a_killed_writer_left_unfinished_is_dropped_and_overwritten(tmp_path: Path, cut: int) -> None:
     scenario = make_scenario(tmp_path)
     with open_for_writing(tmp_path / "out", [scenario]) as results:
         results.append(_run(0))

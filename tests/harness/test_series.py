@@ -47,9 +47,7 @@ def test_collected_series_hold_all_seeds(results: Results) -> None:
     assert len(spread.jct_s) == 4 * 55 and (np.diff(spread.jct_s) >= 0).all()
     assert small.model_share.tolist() == [1, 0, 0] and large.model_share.tolist() == [0, 0, 1]
     assert sum(spread.model_share) == pytest.approx(1)
-    assert set(spread.stage_models) == {
-        (w, s) for w in ("alpha", "beta") for s in ("generate", "critique", "refine")
-    }
+    assert set(spread.stage_models) == {(w, s) for w in ("alpha", "beta") for s in ("generate", "critique", "refine")}
     assert large.tokens["calls"][2] == 4 * 55 * 3
 
 

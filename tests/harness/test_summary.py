@@ -19,9 +19,7 @@ from .fakes import FakeBackend, Fixed, Large, Raises, make_scenario
 
 def test_means_and_differences_are_those_of_the_runs(results: Results) -> None:
     (table,) = summarise(results, ("jct_mean_s",), "small")
-    by_policy = {
-        p: [r.metrics["jct_mean_s"] for r in results.ok if r.policy == p] for p in ("small", "large")
-    }
+    by_policy = {p: [r.metrics["jct_mean_s"] for r in results.ok if r.policy == p] for p in ("small", "large")}
     row = {row.policy: row for row in table.rows}["large"]
     assert row.cells["jct_mean_s"].estimate.value == pytest.approx(np.mean(by_policy["large"]))
     difference = row.cells["jct_mean_s"].difference

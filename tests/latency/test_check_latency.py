@@ -65,9 +65,7 @@ def test_both_engines_give_the_same_tpot() -> None:
     latency = linear_table(overhead_ms=5.0, per_token_ms=0.05, per_kv_token_ms=0.001).compile(64, 512)
     config = replace(CONFIG, num_gpu_blocks=120)
     loop = ClosedLoop(150, 60, 20, 3, shortest=0.5)
-    compiled, reference = (
-        closed_loop_tpot(config, latency, loop, run) for run in (run_compiled, run_reference)
-    )
+    compiled, reference = (closed_loop_tpot(config, latency, loop, run) for run in (run_compiled, run_reference))
     assert compiled == reference
     assert compiled[1] > 0
 

@@ -94,9 +94,7 @@ def test_every_shipped_table_loads_and_compiles_to_positive_times() -> None:
         compiled = LatencyTable.load(TABLES / table_name(model, gpu, tp)).compile(1024, 8192)
         assert compiled.step_ps.min() > 0 and compiled.sample_ps.min() > 0
         assert compiled.decode_slope_ps.min() >= 0
-        assert iteration_ps(compiled, [(8192, 100_000)], 0, 0, 1) > iteration_ps(
-            compiled, [(4096, 0)], 0, 0, 1
-        )
+        assert iteration_ps(compiled, [(8192, 100_000)], 0, 0, 1) > iteration_ps(compiled, [(4096, 0)], 0, 0, 1)
 
 
 def test_shipped_tables_are_small() -> None:
@@ -160,9 +158,7 @@ def test_shipped_calibration_applies_only_where_it_was_fitted() -> None:
     work = ([], 32, 32 * 1000, 32)
     plain = latency_for(QWEN3_32B, H100, 2, calibrated=False)
     calibrated = latency_for(QWEN3_32B, H100, 2)
-    assert calibrated.iteration_ms(*work) == pytest.approx(
-        fitted.scale * plain.iteration_ms(*work) + fitted.offset_ms
-    )
+    assert calibrated.iteration_ms(*work) == pytest.approx(fitted.scale * plain.iteration_ms(*work) + fitted.offset_ms)
     assert "calibrated on" in calibrated.source and "calibrated" not in plain.source
     assert "calibrated" not in latency_for(LLAMA_8B, H100, 1).source
 
@@ -181,9 +177,7 @@ def test_roofline_by_hand() -> None:
     weights = 32 * (4096 * 128 * 80 + 3 * 4096 * 14336)
     assert linear_weights(LLAMA_8B) == weights
     assert np.interp(1, table.tokens, table.gemm_ms) == pytest.approx(2 * weights / (0.75 * 3350e9) * 1e3)
-    assert np.interp(8192, table.tokens, table.gemm_ms) == pytest.approx(
-        2 * weights * 8192 / (0.65 * 989e12) * 1e3
-    )
+    assert np.interp(8192, table.tokens, table.gemm_ms) == pytest.approx(2 * weights * 8192 / (0.65 * 989e12) * 1e3)
 
 
 def test_roofline_gains_from_tensor_parallelism_less_than_its_degree() -> None:

@@ -147,9 +147,7 @@ def test_affine_calibration_acts_on_the_whole_iteration() -> None:
     assert measured.overhead_ms == 0.25
 
 
-@pytest.mark.parametrize(
-    ("scale", "offset"), [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, float("inf"))]
-)
+@pytest.mark.parametrize(("scale", "offset"), [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, float("inf"))])
 def test_impossible_calibrations_are_refused(scale: float, offset: float) -> None:
     with pytest.raises(SpecError, match="positive finite scale"):
         table().scaled(scale, offset)

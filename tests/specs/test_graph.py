@@ -11,9 +11,7 @@ from aragog_env.specs.strict import loads
 from aragog_env.specs.workflow import WorkflowSpec
 
 HEAD = "name: w\nqueries: 4\nquery_tokens: {median: 10}\nstages:\n"
-LLM = (
-    "prompt: {template: t, template_tokens: 5}, output: {median_by_size_b: {1: 10}, sigma: 0, max_tokens: 20}"
-)
+LLM = "prompt: {template: t, template_tokens: 5}, output: {median_by_size_b: {1: 10}, sigma: 0, max_tokens: 20}"
 
 
 def llm(name: str, *parents: str, extra: str = "", body: str = LLM) -> str:

@@ -62,13 +62,8 @@ def test_paths_in_a_file_start_from_its_folder(folder: Path) -> None:
     assert scenario.cluster.replicas[0].latency == str(folder / "table.npz")
     assert scenario.workload.arrivals.path == str(folder / "trace.csv")
     assert [workflow.name for workflow in scenario_workflows(scenario)] == ["toy_single", "toy_chain"]
-    assert (
-        location(scenario, "workload.arrivals.kind")
-        == f"{folder}/scenario.yaml:5, key 'workload.arrivals.kind'"
-    )
-    assert (
-        location(scenario.cluster, "replicas[0].gpu") == f"{folder}/my-cluster.yaml:3, key 'replicas[0].gpu'"
-    )
+    assert location(scenario, "workload.arrivals.kind") == f"{folder}/scenario.yaml:5, key 'workload.arrivals.kind'"
+    assert location(scenario.cluster, "replicas[0].gpu") == f"{folder}/my-cluster.yaml:3, key 'replicas[0].gpu'"
 
 
 def test_an_inline_cluster_keeps_the_scenarios_lines(tmp_path: Path) -> None:
@@ -150,9 +145,7 @@ def test_own_folders_of_workflows_go_first(folder: Path, monkeypatch: pytest.Mon
 def test_a_missing_folder_of_workflows_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "ROOT", tmp_path)
     monkeypatch.delenv("ARAGOG_WORKFLOWS", raising=False)
-    with pytest.raises(
-        SpecError, match=r"the folder 'workflows' is missing beside aragog_env .*pip install -e \."
-    ):
+    with pytest.raises(SpecError, match=r"the folder 'workflows' is missing beside aragog_env .*pip install -e \."):
         load_workflow("toy_chain")
 
 
@@ -182,9 +175,7 @@ def test_hash_depends_on_content_and_not_on_where_it_lies(
 def test_hash_of_a_missing_trace_is_refused(folder: Path) -> None:
     scenario = load_scenario(folder / "scenario.yaml")
     (folder / "trace.csv").unlink()
-    with pytest.raises(
-        SpecError, match=r"scenario.yaml:6, key 'workload.arrivals.path': cannot read the file"
-    ):
+    with pytest.raises(SpecError, match=r"scenario.yaml:6, key 'workload.arrivals.path': cannot read the file"):
         scenario_hash(scenario)
 
 

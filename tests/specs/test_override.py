@@ -42,9 +42,7 @@ def test_workflows_and_cluster() -> None:
 
 
 def test_a_trace_keeps_the_scenarios_rate_unless_told() -> None:
-    assert override(DEFAULT, trace="t.csv").workload.arrivals == ArrivalSpec(
-        kind="trace", path="t.csv", rate_rps=2.5
-    )
+    assert override(DEFAULT, trace="t.csv").workload.arrivals == ArrivalSpec(kind="trace", path="t.csv", rate_rps=2.5)
     assert override(DEFAULT, trace="t.csv", rate_rps=9).workload.arrivals.rate_rps == 9.0
     native = override(DEFAULT, trace="t.csv", trace_format="mooncake", native_rate=True).workload.arrivals
     assert (native.rate_rps, native.format) == (None, "mooncake")
@@ -70,9 +68,7 @@ def test_out_of_range_values_name_the_override() -> None:
 
 def test_contradictions_are_refused() -> None:
     closed = override(DEFAULT, arrivals="closed")
-    with pytest.raises(
-        SpecError, match=r"^override 'rate_rps': a closed loop has no arrival rate; override 'users'"
-    ):
+    with pytest.raises(SpecError, match=r"^override 'rate_rps': a closed loop has no arrival rate; override 'users'"):
         override(closed, rate_rps=1)
     with pytest.raises(SpecError, match=r"^override 'users': arrivals of kind 'poisson' have no users"):
         override(DEFAULT, users=1)
@@ -80,9 +76,7 @@ def test_contradictions_are_refused() -> None:
         SpecError, match=r"^override 'native_rate': arrivals of kind 'poisson' have no rate of their own"
     ):
         override(DEFAULT, native_rate=True)
-    with pytest.raises(
-        SpecError, match=r"^override 'rate_rps': the trace cannot keep its own rate and have another"
-    ):
+    with pytest.raises(SpecError, match=r"^override 'rate_rps': the trace cannot keep its own rate and have another"):
         override(DEFAULT, trace="t.csv", native_rate=True, rate_rps=1)
     with pytest.raises(SpecError, match=r"^unknown cluster 'toy-4'\. Did you mean 'toy-3'\?"):
         override(DEFAULT, cluster="toy-4")

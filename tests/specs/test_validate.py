@@ -208,24 +208,18 @@ def test_copies_of_a_replica_must_not_clash() -> None:
         ReplicaSpec("a", "qwen2.5-7b", "h100_sxm", count=2),
         ReplicaSpec("a-1", "qwen2.5-7b", "h100_sxm"),
     )
-    with pytest.raises(
-        SpecError, match=r"^cluster 'c', key 'replicas\[1\]\.name': two replicas are called 'a-1'$"
-    ):
+    with pytest.raises(SpecError, match=r"^cluster 'c', key 'replicas\[1\]\.name': two replicas are called 'a-1'$"):
         check_cluster(ClusterSpec("c", replicas))
     check_cluster(ClusterSpec("c", replicas[:1], (LinkSpec("a-0", "a-1", 1.0),)))
     assert [replica.name for replica in ClusterSpec("c", replicas[:1]).expand()] == ["a-0", "a-1"]
 
 
 def test_a_cluster_needs_replicas_and_distinct_entries() -> None:
-    with pytest.raises(
-        SpecError, match=r"^cluster 'c', key 'replicas': a cluster needs at least one replica$"
-    ):
+    with pytest.raises(SpecError, match=r"^cluster 'c', key 'replicas': a cluster needs at least one replica$"):
         check_cluster(ClusterSpec("c", ()))
     twice = (model("toy-small"), model("toy-small"))
     cluster = ClusterSpec("c", (ReplicaSpec("a", "toy-small", "l4"),), models=twice)
-    with pytest.raises(
-        SpecError, match=r"^cluster 'c', key 'models\[1\]\.name': 'toy-small' is defined twice$"
-    ):
+    with pytest.raises(SpecError, match=r"^cluster 'c', key 'models\[1\]\.name': 'toy-small' is defined twice$"):
         check_cluster(cluster)
 
 
@@ -289,9 +283,7 @@ def test_candidates(tmp_path: Path) -> None:
         f"{tmp_path}/flow.yaml:6, key 'stages[0].candidates': no candidate of stage 'a' (llama-3-8b) is in "
         "cluster 'qwen-8xh100', which has qwen2.5-7b, qwen2.5-14b, qwen2.5-32b"
     )
-    with pytest.raises(
-        SpecError, match=r"candidates\[1\]': unknown model 'qwen2\.5-7c'\. Did you mean 'qwen2\.5-7b'"
-    ):
+    with pytest.raises(SpecError, match=r"candidates\[1\]': unknown model 'qwen2\.5-7c'\. Did you mean 'qwen2\.5-7b'"):
         check_workflow(unroll(load_workflow(flow(tmp_path, "qwen2.5-7b, qwen2.5-7c"))), cluster)
 
 
@@ -313,9 +305,7 @@ def test_longest_calls_count_every_copy_and_tool(tmp_path: Path) -> None:
 
 def test_number_of_configurations(tmp_path: Path) -> None:
     cluster = load_cluster("qwen-8xh100")
-    check_workflow(
-        unroll(load_workflow(flow(tmp_path, probabilities="0, 0, 0, 0, 0, 1"))), cluster
-    )  # 3^7 = 2187
+    check_workflow(unroll(load_workflow(flow(tmp_path, probabilities="0, 0, 0, 0, 0, 1"))), cluster)  # 3^7 = 2187
     with pytest.raises(
         SpecError, match=r"key 'stages': 3 models for 8 LLM calls make 6561 configurations; at most 4096"
     ):
@@ -325,14 +315,10 @@ def test_number_of_configurations(tmp_path: Path) -> None:
 def test_specs_made_in_python_are_checked_too() -> None:
     toy = load_scenario("toy")
     made = replace(toy, locations={}, horizon=HorizonSpec(requests=-1))
-    with pytest.raises(
-        SpecError, match=r"^scenario 'toy', key 'horizon.requests': must be at least 1, got -1$"
-    ):
+    with pytest.raises(SpecError, match=r"^scenario 'toy', key 'horizon.requests': must be at least 1, got -1$"):
         validate_scenario(made)
     bad = replace(toy.cluster, replicas=(replace(toy.cluster.replicas[0], tp=-1),), locations={})
-    with pytest.raises(
-        SpecError, match=r"^cluster 'toy-3', key 'replicas\[0\]\.tp': must be at least 1, got -1$"
-    ):
+    with pytest.raises(SpecError, match=r"^cluster 'toy-3', key 'replicas\[0\]\.tp': must be at least 1, got -1$"):
         validate_scenario(replace(toy, cluster=bad))
     unread = replace(toy, workload=replace(toy.workload, arrivals=ArrivalSpec(preset="poisson")))
     with pytest.raises(SpecError, match=r"a preset is filled in when a scenario file is read"):

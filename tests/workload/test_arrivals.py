@@ -79,9 +79,7 @@ def test_mmpp_has_the_dispersion_of_its_states() -> None:
 
 def test_mmpp_rates_are_relative() -> None:
     times = [
-        draw_arrivals(
-            ArrivalSpec(kind="mmpp", rate_rps=3.0, mmpp_rates=(a, 4 * a), mmpp_sojourn_s=(5, 5)), 100, rng()
-        )
+        draw_arrivals(ArrivalSpec(kind="mmpp", rate_rps=3.0, mmpp_rates=(a, 4 * a), mmpp_sojourn_s=(5, 5)), 100, rng())
         for a in (1.0, 7.0)
     ]
     assert times[0] == pytest.approx(times[1])
@@ -153,14 +151,10 @@ def test_replay_refuses_what_has_no_rate() -> None:
 
 def test_trace_arrivals_read_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,1,1\n2023-11-16 18:00:04,1,1\n"
-    )
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,1,1\n2023-11-16 18:00:04,1,1\n")
     spec = ArrivalSpec(kind="trace", path=str(path), random_offset=False)
     assert draw_arrivals(spec, 3, rng()).tolist() == [0, 4, 8]
-    path.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,1,1\n2023-11-16 18:00:05.5,1,1\n"
-    )
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00,1,1\n2023-11-16 18:00:05.5,1,1\n")
     assert draw_arrivals(spec, 3, rng()).tolist() == [0, 5.5, 11], "a changed file is read again"
     path.unlink()
     with pytest.raises(SpecError, match="cannot read the trace"):

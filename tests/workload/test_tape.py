@@ -21,9 +21,7 @@ MIX = (MixEntry("toy_single", 3.0), MixEntry("toy_chain", 1.0))
 POISSON = ArrivalSpec(rate_rps=1.0)
 
 
-def scenario(
-    arrivals: ArrivalSpec = POISSON, mix: tuple[MixEntry, ...] = MIX, requests: int = 400
-) -> Scenario:
+def scenario(arrivals: ArrivalSpec = POISSON, mix: tuple[MixEntry, ...] = MIX, requests: int = 400) -> Scenario:
     workload = WorkloadSpec(arrivals, mix)
     return Scenario("test", ClusterSpec("none", ()), workload, HorizonSpec(requests=requests))
 
@@ -57,9 +55,7 @@ def test_streams_are_independent(tables: list[OutcomeTable]) -> None:
     assert not same(base, even, "workflow")
     first = [t.query[t.workflow == 0] for t in (base, even)]
     shared = min(map(len, first))
-    assert (first[0][:shared] == first[1][:shared]).all(), (
-        "the queries of a workflow do not depend on the mix"
-    )
+    assert (first[0][:shared] == first[1][:shared]).all(), "the queries of a workflow do not depend on the mix"
     longer = draw_tape(scenario(requests=500), tables, 0)
     assert all(
         (getattr(longer, name)[:400] == getattr(base, name)).all()

@@ -58,10 +58,7 @@ def test_formats_are_recognised_and_read(tmp_path: Path, format: str, packed: bo
 def test_harmless_variants(tmp_path: Path) -> None:
     no_end = read_trace(write(tmp_path, AZURE_2023.rstrip()))
     assert no_end.output_tokens.tolist() == [10, 8], "Azure's own files end without a line break"
-    swapped = (
-        "GeneratedTokens,TIMESTAMP,Extra,ContextTokens\n"
-        "7,2023-11-16 18:00:00,x,3\n\n8,2023-11-16 18:00:01,y,4\n"
-    )
+    swapped = "GeneratedTokens,TIMESTAMP,Extra,ContextTokens\n7,2023-11-16 18:00:00,x,3\n\n8,2023-11-16 18:00:01,y,4\n"
     trace = read_trace(write(tmp_path, swapped))
     assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([3, 4], [7, 8])
     quoted = BURST.replace("ChatGPT", '"Chat, GPT"').replace("472", "472.0")
@@ -119,9 +116,7 @@ def test_lines_are_counted_across_chunks(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = "".join(
-        f"2023-11-16 18:00:{s // 1000:02}.{s % 1000:03},{rng.integers(9999)},1\n" for s in range(50_000)
-    )
+    rows = "".join(f"2023-11-16 18:00:{s // 1000:02}.{s % 1000:03},{rng.integers(9999)},1\n" for s in range(50_000))
     packed = gzip.compress(f"{HEADER}\n{rows}".encode())
     with pytest.raises(SpecError, match="gzip file is truncated after line"):
         read_trace(write(tmp_path, packed[: len(packed) // 2]))

@@ -204,7 +204,8 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def render(self) -> Any:
         """Return the present state as text (`ansi`) or as an (H, W, 3) uint8 image (`rgb_array`)."""
-        from .render import render_ansi, render_frame
+        from .frame import render_frame
+        from .render import render_ansi
 
         if self.render_mode == "ansi":
             return render_ansi(self.simulation)

@@ -149,7 +149,8 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
 
     def render(self) -> Any:
         """Return one text (`ansi`) or one (H, W, 3) uint8 image (`rgb_array`) per environment."""
-        from .render import render_ansi, render_frame
+        from .frame import render_frame
+        from .render import render_ansi
 
         if self.render_mode == "ansi":
             return tuple(render_ansi(self.simulation, e) for e in range(self.num_envs))

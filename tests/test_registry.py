@@ -129,3 +129,11 @@ def test_works_from_any_folder(tmp_path: Path) -> None:
 
 def test_the_project_refuses_with_its_own_error() -> None:
     assert issubclass(SpecError, AragogError) and SpecError("x").exit_code == 2
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path) -> None:
+    (tmp_path / "rules_of_today.py").write_text(MODULE)
+    code = "from aragog_env import make_policy; print(make_policy('rules_of_today:Mine:2').arguments)"
+    console_script = f"import sys; sys.path[:] = [{str(registry.ROOT)!r}, *filter(None, sys.path)]; {code}"
+    done = subprocess.run([sys.executable, "-c", console_script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "(2, 0.5, False, 'a')\n", done.stderr

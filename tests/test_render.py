@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 from rollouts import BUSY, ENV_ID, TOY, episode, replay, same
 
-from aragog_env.render import (
-    SPAN,
-    _call_spans,
-    _tool_spans,
-    render_ansi,
-    render_frame,
-    status,
-    window_length_s,
-)
+from aragog_env.frame import _call_spans, _tool_spans, render_frame, window_length_s
+from aragog_env.render import SPAN, render_ansi, status
 from aragog_env.vector_env import StageDispatchVectorEnv
 
 

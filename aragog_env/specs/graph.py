@@ -30,7 +30,7 @@ class Node:
     parents: tuple[int, ...]
     children: tuple[int, ...]
     context: tuple[int, ...]
-    """Nodes whose outputs stand in this node's prompt, in prompt order."""
+    """Nodes whose outputs stand in this node's prompt, in node order whatever the order they are listed in."""
     depth: int
     """Nodes on the longest path to a leaf, this one included: a leaf has 1."""
     llm_slot: int

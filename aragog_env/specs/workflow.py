@@ -58,7 +58,7 @@ class PromptSpec:
     query: bool = True
     """Whether the query's own text (`WorkflowSpec.query_tokens`) is part of this prompt."""
     context: tuple[str, ...] | None = None
-    """Stages whose outputs are appended; None means the parents."""
+    """Stages whose outputs are appended, in the order of the stages; None means the parents."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_context_is_the_parents_unless_said_otherwise() -> None:
     body = LLM.replace("template_tokens: 5", "template_tokens: 5, context: [b, a]")
     g = graph(llm("a"), llm("b", "a"), llm("c", "b"), llm("d", "c", body=body))
     assert g.nodes[2].context == (1,)
-    assert g.nodes[3].context == (1, 0)
+    assert g.nodes[3].context == (0, 1)
     none = LLM.replace("template_tokens: 5", "template_tokens: 5, context: []")
     assert graph(llm("a"), llm("b", "a", body=none)).nodes[1].context == ()
 

@@ -42,7 +42,7 @@ def test_workflows_and_cluster() -> None:
 
 
 def test_a_trace_keeps_the_scenarios_rate_unless_told() -> None:
-    assert override(DEFAULT, trace="t.csv").workload.arrivals == ArrivalSpec(kind="trace", path="t.csv", rate_rps=2.5)
+    assert override(DEFAULT, trace="t.csv").workload.arrivals == ArrivalSpec(kind="trace", path="t.csv", rate_rps=8.0)
     assert override(DEFAULT, trace="t.csv", rate_rps=9).workload.arrivals.rate_rps == 9.0
     native = override(DEFAULT, trace="t.csv", trace_format="mooncake", native_rate=True).workload.arrivals
     assert (native.rate_rps, native.format) == (None, "mooncake")
@@ -50,7 +50,7 @@ def test_a_trace_keeps_the_scenarios_rate_unless_told() -> None:
 
 def test_arrivals_by_name() -> None:
     bursty = override(DEFAULT, arrivals="azure-code-mmpp").workload.arrivals
-    assert (bursty.kind, bursty.rate_rps) == ("mmpp", 2.5)
+    assert (bursty.kind, bursty.rate_rps) == ("mmpp", 8.0)
     closed = override(DEFAULT, arrivals="closed", users=3).workload.arrivals
     assert (closed.kind, closed.users, closed.rate_rps) == ("closed", 3, None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -73,17 +73,6 @@ class CompiledScenario:
         return tuple(catalogue.gpu(r.gpu, cluster).price_usd_per_hour * r.tp for r in self.replicas)
 
 
-def expand_replicas(cluster: ClusterSpec) -> tuple[ReplicaSpec, ...]:
-    """Return one spec per server: a replica with `count` n becomes n of them, named name-0 ... name-(n-1)."""
-    flat: list[ReplicaSpec] = []
-    for r in cluster.replicas:
-        if r.count == 1:
-            flat.append(r)
-        else:
-            flat.extend(replace(r, name=f"{r.name}-{k}", count=1) for k in range(r.count))
-    return tuple(flat)
-
-
 @lru_cache(maxsize=32)
 def compile_scenario(scenario: Scenario) -> CompiledScenario:
     """Validate a scenario and lay out its tables.
@@ -93,7 +82,7 @@ def compile_scenario(scenario: Scenario) -> CompiledScenario:
     """
     validate_scenario(scenario)
     cluster = scenario.cluster
-    replicas = expand_replicas(cluster)
+    replicas = cluster.expand()
     models = catalogue.cluster_models(cluster)
     position = {m.name: i for i, m in enumerate(models)}
     engines, latencies, compiled = _engines(replicas, cluster)

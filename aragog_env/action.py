@@ -9,6 +9,7 @@ from numba.core import types
 from numba.experimental import structref
 from numpy.typing import NDArray
 
+from .engine.state import NEVER
 from .events import advance
 from .jit import inlined, kernel, njit, prange
 from .latency.compiled import PS_PER_S
@@ -112,7 +113,7 @@ def step_environment(wt, tables, state, progress, e, action, out, result):
         if action < out.mask.shape[1] - 1:
             dispatch_slot(wt, tables, state, progress, e, action // routes, action % routes, 0)
         if env.ready == 0 or action == out.mask.shape[1] - 1:
-            advance(wt, tables, state, progress, e)
+            advance(wt, tables, state, progress, e, NEVER)
         observe(wt, tables, state, progress, e, out)
     elapsed_s = (env.now_ps - before_ps) / PS_PER_S
     result.elapsed_s[e] = elapsed_s

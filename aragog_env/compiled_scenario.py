@@ -61,6 +61,7 @@ class CompiledScenario:
             route_gpus=tuple(r.tp for r in self.replicas),
             workflows=tuple(g.workflow.name for g in self.graphs),
             nodes=tuple(tuple(n.name for n in g.nodes) for g in self.graphs),
+            queries=tuple(o.query_set for o in self.outcomes),
             radix=self.workflow.radix,
             expected_output_tokens=self.workflow.expected_output,
             engine=self.engine,

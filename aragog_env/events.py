@@ -57,14 +57,14 @@ def _fire(wt, tables, state, progress, e, now):
 
 
 @kernel
-def advance(wt, tables, state, progress, e):
-    """Simulate until an event leaves at least one call ready, or the episode is over."""
+def advance(wt, tables, state, progress, e, until_ps):
+    """Simulate until an event leaves at least one call ready, or the time is `until_ps`, or the episode is over."""
     env, replica = progress.env[e], state.replica[e]
     while True:
         for r in range(replica.shape[0]):
             if replica[r].mode == BOUNDARY:
                 plan(state, e, r, tables, env.now_ps)
-        when = next_event_ps(wt, state, progress, e)
+        when = min(next_event_ps(wt, state, progress, e), until_ps)
         if when > env.horizon_ps:
             # The horizon cuts the episode; without one, nothing can happen any more and it ends where it stands.
             env.done = env.truncated = 1
@@ -78,5 +78,5 @@ def advance(wt, tables, state, progress, e):
         if env.completed == env.requests:
             env.done = 1
             return
-        if news and env.ready > 0:
+        if (news and env.ready > 0) or when == until_ps:
             return

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpecError
+from .queries import QuerySet
 
 if TYPE_CHECKING:
     from .specs.graph import WorkflowGraph
     from .specs.hardware import ModelSpec
     from .specs.workflow import WorkflowSpec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of the file format; a change of meaning raises it."""
 OutcomeKind = Literal["synthetic", "measured"]
 
@@ -36,6 +37,7 @@ _ARRAYS: Final[dict[str, tuple[str, type[np.generic]]]] = {
     "skipped": ("QNM", np.bool_),
     "tool_s": ("QN", np.float32),
     "query_tokens": ("Q", np.int32),
+    "query_features": ("QD", np.float32),
     "expected_output_tokens": ("NM", np.float32),
 }
 
@@ -63,6 +65,7 @@ class OutcomeTable:
     skipped: NDArray[np.bool_]  # (Q, N, M) [..., m]: skipped when model m served `skip.on`; surplus copies: all m
     tool_s: NDArray[np.float32]  # (Q, N) seconds of tool stages, LLM stages 0
     query_tokens: NDArray[np.int32]  # (Q,)
+    query_features: NDArray[np.float32]  # (Q, D) what a frozen embedding tells of a query without text; D may be 0
     expected_output_tokens: NDArray[np.float32]  # (N, M) mean over queries as known in advance
     query_ids: tuple[str, ...] = ()
     """Identifiers in the data set, for measured tables; else empty."""
@@ -108,6 +111,7 @@ class OutcomeTable:
             "N": len(self.nodes),
             "M": len(self.models),
             "C": self.configurations,
+            "D": self.query_features.shape[-1],
         }
 
     @property
@@ -124,6 +128,19 @@ class OutcomeTable:
     def accuracy(self) -> NDArray[np.float64]:
         """Mean accuracy of each configuration over the data set, (C,)."""
         return np.asarray(self.p_correct.mean(axis=0, dtype=np.float64))
+
+    @property
+    def query_set(self) -> QuerySet:
+        """What of the queries may be known before they are answered."""
+        return QuerySet(self.query_ids, self.query_texts, self.query_features, self.query_tokens)
+
+    def viable(self, tolerance: float = 0.02) -> NDArray[np.bool_]:
+        """Return which configurations answer a query as well as the largest, (Q, C); the largest always does.
+
+        Aragog (section 2) labels a configuration by whether it matches the most expensive one on that input. Here answers
+        are right with a probability, so "matches" means at most `tolerance` below: where the largest fails, all match.
+        """
+        return np.asarray(self.p_correct >= self.p_correct[:, -1:] - np.float32(tolerance))
 
     def uniform_configuration(self, model: int) -> int:
         """Return the configuration in which `model` serves every call."""

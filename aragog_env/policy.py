@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from .outcomes import OutcomeTable
     from .specs.scenario import Scenario
     from .view import DispatchView
 
@@ -25,26 +27,19 @@ class Dispatch:
     priority: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Wait:
-    """The type of `WAIT`."""
+    """Do nothing until the next event (an arrival or a completion), or until `until_s` if that comes first.
 
-    _instance: Wait | None = None
+    Attributes:
+        until_s: seconds since the episode began, later than `view.now_s`. E.g. the moment a router is done with a request.
+    """
 
-    def __new__(cls) -> Wait:
-        """Return the one instance."""
-        if cls._instance is None:
-            cls._instance = super().__new__(cls)
-        return cls._instance
-
-    def __repr__(self) -> str:
-        return "WAIT"
-
-    def __reduce__(self) -> str:
-        return "WAIT"
+    until_s: float = math.inf
 
 
 WAIT: Final = Wait()
-"""Do nothing until the next event (an arrival or a completion)."""
+"""Do nothing until the next event."""
 
 
 @runtime_checkable
@@ -56,3 +51,14 @@ class Policy(Protocol):
 
     def act(self, view: DispatchView) -> Dispatch | Wait:
         """Decide; called whenever at least one call is ready, again after each dispatch while calls remain."""
+
+
+@runtime_checkable
+class NeedsOutcomes(Protocol):
+    """A policy that is handed the outcome tables: an oracle (whose name says so), or one that trains offline on them.
+
+    No policy finds outcomes in its view; this is the one open door, and results record who went through it.
+    """
+
+    def receive_outcomes(self, tables: tuple[OutcomeTable, ...]) -> None:
+        """Take the table of each workflow of the scenario; called before every `reset`."""

@@ -140,4 +140,4 @@ def _begin(wt, tables, state, progress, e, opened, horizon_ps):
     env.open = opened
     env.next = env.arrived = env.completed = env.ready = env.timers = env.correct = env.finished = 0
     env.dispatched = env.decisions = env.invalid = env.overflow = env.done = env.truncated = 0
-    advance(wt, tables, state, progress, e)
+    advance(wt, tables, state, progress, e, NEVER)

@@ -264,6 +264,7 @@ class _Draw:
             skipped=self.skipped,
             tool_s=np.stack([self.tool_seconds(node) for node in graph.nodes], axis=1).astype(np.float32),
             query_tokens=self.tokens_of_query,
+            query_features=np.zeros((self.queries, 0), np.float32),
             expected_output_tokens=expected_output_tokens(graph, self.models),
             source="aragog_env.synthetic, first version: parameters read off published tables, not fitted",
             notes={"seed": self.seed, "parameters": asdict(self.parameters)},

@@ -18,6 +18,7 @@ from .jit import inlined, kernel
 from .latency.compiled import PS_PER_S
 from .prediction import predict_ps
 from .progress import ready_call
+from .queries import QuerySet
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -25,6 +26,7 @@ VIEW_CALL = np.dtype(
     [
         ("request", "i4"),  # requests by order of arrival: 0, 1, ...
         ("workflow", "i4"),
+        ("query", "i4"),  # index into info.queries[workflow]: a client knows the text that it sends
         ("node", "i4"),  # unrolled stage
         ("depth", "i4"),  # nodes on the longest path to a leaf, this one included
         ("nodes_done", "i4"),
@@ -61,6 +63,7 @@ def fill_calls(wt, state, progress, e, count, calls, allowed):
         w = request.workflow
         view = calls[slot]
         view.request, view.workflow, view.node, view.depth = request.rank, w, node, wt.depth[w, node]
+        view.query = request.row - wt.first_row[w]
         done, left = 0, request.done
         while left:
             done += left & 1
@@ -123,6 +126,8 @@ class ClusterInfo:
     workflows: tuple[str, ...]
     nodes: tuple[tuple[str, ...], ...]
     """nodes[workflow][node]"""
+    queries: tuple[QuerySet, ...]
+    """queries[workflow]: texts and features, nothing of the answers."""
     radix: NDArray[np.int64]  # (W, N) weight of a node's model in the configuration index, 0 for tools
     expected_output_tokens: NDArray[np.float64]  # (W, N, M) from the length model
     engine: EngineTables
@@ -138,7 +143,7 @@ class DispatchView:
         routes: (R,) of VIEW_ROUTE.
         allowed: (n, R) bool: the route is up and its model is a candidate of the call's stage.
         in_flight: requests that arrived and are not complete.
-        served_by: (n, N) model that served each node of the call's request so far, -1 where none did.
+        served_by: (n, N) model that each node of the call's request was sent to so far, -1 where it was not.
         info: what never changes during an episode.
     """
 

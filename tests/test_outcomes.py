@@ -265,13 +265,13 @@ def test_damaged_or_foreign_files_are_refused(tmp_path: Path) -> None:
     newer = tmp_path / "newer.npz"
     with np.load(good) as file:
         content = dict(file)
-    content["meta"] = np.array(str(content["meta"]).replace('"schema": 1', '"schema": 99'))
+    content["meta"] = np.array(str(content["meta"]).replace('"schema": 2', '"schema": 99'))
     np.savez(newer, **content)
     for path, message in (
         (tmp_path / "none.npz", "no such outcome table"),
         (cut, "not a complete npz"),
         (foreign, "lacks 'meta'"),
-        (newer, "another schema than 1"),
+        (newer, "another schema than 2"),
     ):
         with pytest.raises(SpecError, match=message) as caught:
             OutcomeTable.load(path)

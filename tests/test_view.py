@@ -154,7 +154,7 @@ def test_expected_lengths_come_from_the_length_model_not_from_the_query(decision
 def test_fields_are_documented_ones() -> None:
     """A new field is a decision about what policies may know: make it here too."""
     assert set(VIEW_CALL.names or ()) == {
-        "request", "workflow", "node", "depth", "nodes_done", "nodes", "prompt_tokens", "arrival_s", "ready_s",
+        "request", "workflow", "query", "node", "depth", "nodes_done", "nodes", "prompt_tokens", "arrival_s", "ready_s",
     }  # fmt: skip
     assert set(VIEW_ROUTE.names or ()) == {
         "model", "up", "running", "waiting", "max_seqs", "kv_blocks", "kv_blocks_used", "waiting_tokens",

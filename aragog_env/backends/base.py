@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..episode import EpisodeLog
+    from ..outcomes import OutcomeTable
     from ..policy import Dispatch, Wait
     from ..specs.scenario import Scenario
     from ..view import DispatchView
@@ -42,6 +43,10 @@ class Backend(Protocol):
         Raises:
             ValueError: the action names a call that is not ready or a route that cannot serve it.
         """
+
+    @property
+    def outcomes(self) -> tuple[OutcomeTable, ...]:
+        """The outcome table of each workflow, for policies that are handed them (`policy.NeedsOutcomes`)."""
 
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far, with empty `policy` and `decision_s`: the caller knows those."""

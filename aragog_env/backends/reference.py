@@ -17,6 +17,7 @@ cache sees.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -106,13 +107,14 @@ class ReferenceBackend:
         """Virtual seconds since the episode began."""
         return self._now_ps / PS_PER_S
 
-    def _advance(self) -> None:
-        """Go on until an event leaves at least one call ready, or the episode is over."""
+    def _advance(self, until_s: float = math.inf) -> None:
+        """Go on until an event leaves at least one call ready, or `until_s`, or the episode is over."""
+        until = [] if until_s == math.inf else [round(until_s * PS_PER_S)]
         while True:
             for server in self._servers:
                 server.schedule(self._now_ps)
             times = [server.engine.next_end_ps for server in self._servers]
-            ends = [time for time in times if time is not None] + [event[0] for event in self._events[:1]]
+            ends = [time for time in times if time is not None] + [event[0] for event in self._events[:1]] + until
             if not ends or (self._horizon_ps is not None and min(ends) > self._horizon_ps):
                 self.done = self.truncated = True
                 self._now_ps = self._now_ps if self._horizon_ps is None else self._horizon_ps
@@ -122,7 +124,7 @@ class ReferenceBackend:
             if self._completed == len(self._requests):
                 self.done = True
                 return
-            if news and self._ready:
+            if (news and self._ready) or self._now_ps in until:
                 return
 
     def _live_through_instant(self) -> bool:
@@ -235,10 +237,14 @@ class ReferenceBackend:
             raise ValueError("the episode is over")
         if isinstance(action, Dispatch):
             self._dispatch(action)
-        elif not self._events and not any(server.has_work for server in self._servers):
+        elif action.until_s < math.inf and round(action.until_s * PS_PER_S) <= self._now_ps:
+            raise ValueError(f"it is {self.now_s:.6f} s already, so one cannot wait until {action.until_s:.6f} s")
+        elif action.until_s == math.inf and not self._events and not any(server.has_work for server in self._servers):
             raise ValueError("nothing is running and no request is to come, so waiting would never end")
         self._decisions += 1
-        if isinstance(action, Wait) or not self._ready:
+        if isinstance(action, Wait):
+            self._advance(action.until_s)
+        elif not self._ready:
             self._advance()
 
     def _slots(self) -> list[Call]:
@@ -295,6 +301,7 @@ class ReferenceBackend:
             request = call.request
             nodes = self._workflow(request)[0].nodes
             view["request"], view["workflow"], view["node"] = request.rank, request.workflow, call.node
+            view["query"] = request.query
             view["depth"] = nodes[call.node].depth
             view["nodes_done"], view["nodes"] = len(request.done), len(nodes)
             view["prompt_tokens"] = call.prompt_tokens
@@ -315,6 +322,11 @@ class ReferenceBackend:
         return DispatchView(
             compiled.info, self.now_s, calls, routes, allowed.reshape(len(slots), -1), in_flight, served
         )
+
+    @property
+    def outcomes(self) -> tuple[OutcomeTable, ...]:
+        """The outcome table of each workflow."""
+        return self.compiled.outcomes
 
     # --- records --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from ..episode import CALL_DTYPE, REQUEST_DTYPE, EpisodeLog
 from ..events import advance, next_event_ps
 from ..jit import kernel
 from ..latency.compiled import PS_PER_S
+from ..outcomes import OutcomeTable
 from ..policy import Dispatch, Wait
 from ..progress import dispatch_slot
 from ..simulation import Simulation
@@ -76,10 +79,13 @@ class SimBackend:
             self._check(action)
             _dispatch(*tables, action.call, action.route, action.priority)
             return
-        if next_event_ps(compiled.workflow, sim.state, sim.progress, 0) >= NEVER:
+        until_ps = NEVER if action.until_s == math.inf else round(action.until_s * PS_PER_S)
+        if until_ps <= self._env["now_ps"]:
+            raise ValueError(f"it is {self.now_s:.6f} s already, so one cannot wait until {action.until_s:.6f} s")
+        if min(until_ps, next_event_ps(compiled.workflow, sim.state, sim.progress, 0)) >= NEVER:
             raise ValueError("nothing is running and no request is to come, so waiting would never end")
         self._env["decisions"] += 1
-        advance(*tables)
+        advance(*tables, until_ps)
 
     def _check(self, action: Dispatch) -> None:
         ready, routes = int(self._env["ready"]), len(self.compiled.replicas)
@@ -91,6 +97,11 @@ class SimBackend:
         if not _is_allowed(self.compiled.workflow, sim.state, sim.progress, action.call, action.route):
             name = self.compiled.replicas[action.route].name
             raise ValueError(f"route {action.route} ({name}) does not serve a candidate model of call {action.call}")
+
+    @property
+    def outcomes(self) -> tuple[OutcomeTable, ...]:
+        """The outcome table of each workflow, for policies that are handed them (`policy.NeedsOutcomes`)."""
+        return self.compiled.outcomes
 
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far."""
@@ -124,7 +135,7 @@ def _dispatch(wt, tables, state, progress, e, slot, route, priority):
     env.decisions += 1
     dispatch_slot(wt, tables, state, progress, e, slot, route, priority)
     if env.ready == 0:
-        advance(wt, tables, state, progress, e)
+        advance(wt, tables, state, progress, e, NEVER)
 
 
 def _seconds(times_ps: NDArray[np.int64], now_ps: int) -> NDArray[np.float64]:

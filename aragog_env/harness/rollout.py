@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import AragogError, PolicyError
-from ..policy import WAIT, Dispatch, Wait
+from ..policy import Dispatch, NeedsOutcomes, Wait
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
@@ -52,6 +52,9 @@ def run_episode(
         Stopped: `should_stop` said so.
     """
     backend.reset(seed)
+    if isinstance(policy, NeedsOutcomes):
+        tables = backend.outcomes
+        _guarded(lambda: policy.receive_outcomes(tables), policy_name, "receive_outcomes")
     _guarded(lambda: policy.reset(backend.scenario, seed), policy_name, "reset")
     decisions_ns: list[int] = []
     slots, overflow = backend.scenario.observation.ready_slots, 0
@@ -66,6 +69,7 @@ def run_episode(
     log.policy, log.seed = policy_name, seed
     log.decision_s = np.asarray(decisions_ns, dtype=np.float64) * 1e-9
     log.notes["overflow"] = overflow
+    log.notes["saw_outcomes"] = isinstance(policy, NeedsOutcomes)
     return log
 
 
@@ -78,7 +82,7 @@ def _ask(policy: Policy, name: str, view: DispatchView, decisions_ns: list[int])
     except Exception as error:
         raise PolicyError(name, f"act raised {type(error).__name__}: {error}") from error
     decisions_ns.append(perf_counter_ns() - begin)
-    if action is WAIT or isinstance(action, Dispatch):
+    if isinstance(action, Dispatch | Wait):
         return action
     raise PolicyError(name, f"answered {action!r}, which is no decision; valid: {_valid(view)}")
 

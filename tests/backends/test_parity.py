@@ -42,6 +42,11 @@ def hesitant(view: DispatchView, rng: random.Random) -> Dispatch | Wait:
     return WAIT if rng.random() < 0.35 else anywhere(view, rng)
 
 
+def patient(view: DispatchView, rng: random.Random) -> Dispatch | Wait:
+    """Wait a stated time at most, at a third of the decisions."""
+    return Wait(view.now_s + 10 ** rng.uniform(-4, 0)) if rng.random() < 0.35 else anywhere(view, rng)
+
+
 def crowding(view: DispatchView, rng: random.Random) -> Dispatch | Wait:
     """Send the last ready call to its first route, so that all the load is in one place."""
     call = len(view.calls) - 1
@@ -54,7 +59,7 @@ def spreading(view: DispatchView, rng: random.Random) -> Dispatch | Wait:
     return Dispatch(0, int(np.argmin(held)))
 
 
-CHOOSERS = {f.__name__: f for f in (anywhere, hesitant, crowding, spreading)}
+CHOOSERS = {f.__name__: f for f in (anywhere, hesitant, patient, crowding, spreading)}
 
 
 def same_views(ours: DispatchView, truth: DispatchView) -> None:
@@ -230,9 +235,10 @@ def test_tools_skips_and_copies() -> None:
     logs = play_all(scenario(branching(), [replica("one"), replica("two", LARGE)], requests=16))
     nodes = [np.bincount(log.calls["node"], minlength=8) for log in logs]
     counts = np.sum(nodes, axis=0)
-    assert counts[1] == counts[2] == 64  # plan and the first copy are never skipped
-    assert 0 < counts[4] < counts[3] < 64
-    assert 0 < counts[6] < 64 and 0 < counts[7] < 64
+    whole = 16 * len(CHOOSERS)
+    assert counts[1] == counts[2] == whole  # plan and the first copy are never skipped
+    assert 0 < counts[4] < counts[3] < whole
+    assert 0 < counts[6] < whole and 0 < counts[7] < whole
 
 
 def test_tools_that_take_no_time_end_before_the_policy_is_asked() -> None:

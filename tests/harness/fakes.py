@@ -91,9 +91,9 @@ class FakeBackend:
             if not (0 <= action.call < len(self.ready) and 0 <= action.route < 3):
                 raise ValueError(f"call {action.call} or route {action.route} does not exist")
             self._serve(*self.ready.pop(action.call), action.route)
-        if action is WAIT and not self.events:
+        if isinstance(action, Wait) and not self.events:
             raise ValueError("waiting would never end")
-        if not self.ready or action is WAIT:
+        if not self.ready or isinstance(action, Wait):
             self._advance()
 
     def _serve(self, request: int, node: int, ready_s: float, route: int) -> None:

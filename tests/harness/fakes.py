@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aragog_env.episode import CALL_DTYPE, REQUEST_DTYPE, EpisodeLog
-from aragog_env.policy import WAIT, Dispatch, Wait
+from aragog_env.policy import Dispatch, Wait
 from aragog_env.specs.cluster import ClusterSpec, ReplicaSpec
 from aragog_env.specs.scenario import HorizonSpec, ObjectiveSpec, Scenario
 from aragog_env.specs.workload import ArrivalSpec, MixEntry, WorkloadSpec

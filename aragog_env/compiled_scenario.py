@@ -15,7 +15,7 @@ from .latency.compiled import PS_PER_S, CompiledLatency
 from .latency.model import latency_for
 from .latency.table import LatencyTable
 from .outcomes import OutcomeTable, synthetic_table
-from .progress import WorkflowTables
+from .progress import COPIES, OWN, STAGES, WorkflowTables
 from .specs import catalogue
 from .specs.cluster import ClusterSpec, ReplicaSpec
 from .specs.graph import WorkflowGraph, unroll
@@ -165,6 +165,7 @@ def _workflow_tables(
         skip_on=np.full(shape, -1, np.int32),
         template=np.zeros(shape, np.int64),
         template_tokens=np.zeros(shape, np.int32),
+        prefix_twins=np.zeros(shape, np.int32),
         allowed=np.zeros((count, width, len(route_model)), np.int32),
         expected_output=np.zeros((count, width, m)),
         route_model=route_model,
@@ -196,10 +197,25 @@ def _workflow_tables(
             t.radix[w, k] = m ** (graph.n_llm - 1 - node.llm_slot)
             t.template[w, k] = templates.setdefault((graph.workflow.name, stage.prompt.template), len(templates))
             t.template_tokens[w, k] = stage.prompt.template_tokens
+            t.prefix_twins[w, k] = _prefix_twins(graph, k)
             names = [model.name for model in models]
             allowed = {names.index(c) for c in stage.candidates} if stage.candidates else set(range(m))
             t.allowed[w, k] = np.isin(route_model, list(allowed))
     return t
+
+
+def _prefix_twins(graph: WorkflowGraph, k: int) -> int:
+    """Return which other nodes have prompts that begin as node `k`'s does."""
+    prompt = graph.stage_of[k].prompt
+    assert prompt is not None
+    same = [
+        node.stage
+        for j, node in enumerate(graph.nodes)
+        if j != k and (other := graph.stage_of[j].prompt) is not None and other.template == prompt.template
+    ]
+    if any(stage != graph.nodes[k].stage for stage in same):
+        return STAGES
+    return COPIES if same else OWN
 
 
 def _arena_bound(t: WorkflowTables) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .engine.kv import hash_segments
 from .engine.replica import submit
+from .engine.state import ALL_SHARED
 from .jit import inlined, kernel
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,7 +23,8 @@ from .jit import inlined, kernel
 OUTPUT_CONTENT = 1 << 48
 """Content id of the first call's output; query rows and templates have smaller ids."""
 TEMPLATE_CONTENT = 1 << 47
-NONE = np.int64(-1)
+OWN, COPIES, STAGES = 0, 1, 2
+"""`prefix_twins`: only the same stage of other requests; also other copies of the stage; also other stages."""
 
 ENVIRONMENT = np.dtype(
     [
@@ -63,6 +65,7 @@ REQUEST = np.dtype(
         ("rank", "i4"),  # order of arrival
         ("successor", "i4"),  # closed loop: the same user's next request, -1 none
         ("correct", "i4"),  # 1, 0, -1 unknown
+        ("repeated", "i4"),  # another request of the episode asks the same query
     ],
     align=True,
 )
@@ -80,6 +83,7 @@ class WorkflowTables(NamedTuple):
     skip_on: NDArray[np.int32]  # (W, N) node whose model decides whether this one is skipped, -1 none
     template: NDArray[np.int64]  # (W, N) content id
     template_tokens: NDArray[np.int32]  # (W, N)
+    prefix_twins: NDArray[np.int32]  # (W, N) who else starts with this template: OWN, COPIES or STAGES
     allowed: NDArray[np.int32]  # (W, N, R) 1 where a route's model is a candidate
     expected_output: NDArray[np.float64]  # (W, N, M) mean output tokens, what a policy may know
     route_model: NDArray[np.int32]  # (R,)
@@ -283,14 +287,15 @@ def dispatch_slot(wt, tables, state, progress, e, slot, route, priority):
     call[c].generated = 0
     call[c].sequence = env.dispatched
     if tables.spec[route].prefix != 0:
-        _hash_prompt(wt, state, progress, e, q, node)
+        call[c].replica = route
+        _hash_prompt(wt, tables, state, progress, e, q, node)
     remove_ready(progress, e, slot)
     env.dispatched += 1
     submit(state, e, route, tables, c, env.now_ps)
 
 
 @inlined
-def _hash_prompt(wt, state, progress, e, q, node):
+def _hash_prompt(wt, tables, state, progress, e, q, node):
     """Lay out the prompt's contents (template, query, parents' outputs, own output) and hash their blocks."""
     env, request = progress.env[e], progress.request[e, q]
     w, width = request.workflow, wt.parents.shape[1]
@@ -308,4 +313,23 @@ def _hash_prompt(wt, state, progress, e, q, node):
         lengths[1] = 1
     ids[count], lengths[count] = OUTPUT_CONTENT + c, call[c].output
     call[c].arena = env.arena
-    env.arena += hash_segments(state, e, env.arena, ids, lengths, count + 1) + 1
+    call[c].shared = _shared_blocks(wt, tables, request, w, node, template, call[c])
+    env.arena += hash_segments(state, e, env.arena, ids, lengths, count + 1, call[c].shared) + 1
+
+
+@inlined
+def _shared_blocks(wt, tables, request, w, node, template, call):
+    """Return how many leading blocks of a call another call might ask for.
+
+    Requests share templates, and queries where one is asked twice; what a request's stages write is its own. Preemption by
+    priority and asynchronous scheduling can leave a second copy of a block behind, which only records tell apart.
+    """
+    spec = tables.spec[call.replica]
+    twins = wt.prefix_twins[w, node]
+    if twins == STAGES or template == 0 or spec.priority != 0 or spec.lag != 0:
+        return ALL_SHARED
+    if twins == COPIES:
+        return call.prompt >> 4
+    if request.repeated != 0:
+        return wt.own_prompt[request.row, node] >> 4
+    return template >> 4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled_scenario import CompiledScenario
-from .engine.replica import clear_replica
+from .engine.replica import clear_call, clear_replica
 from .engine.state import NEVER, EngineState, allocate
 from .events import advance
 from .jit import kernel
@@ -59,6 +59,8 @@ class Simulation:
         requests = self.progress.request[e]
         requests["arrival_ps"], requests["workflow"], requests["row"] = -1, tape.workflow, rows
         requests["uniform"] = tape.uniform
+        _, which, times = np.unique(rows, return_inverse=True, return_counts=True)
+        requests["repeated"] = times[which] > 1
         requests["successor"], requests["delay_ps"] = -1, 0
         opened = _set_arrivals(requests, tape)
         duration = compiled.scenario.horizon.duration_s
@@ -122,16 +124,13 @@ def _set_arrivals(requests: NDArray[np.void], tape: Tape) -> int:
 @kernel
 def _begin(wt, tables, state, progress, e, opened, horizon_ps):
     """Clear environment `e` and go to its first decision."""
-    env, request, call = progress.env[e], progress.request[e], state.call[e]
+    env, request = progress.env[e], progress.request[e]
     for q in range(request.shape[0]):
         request[q].finish_ps = request[q].configuration = -1
         request[q].done = request[q].started = 0
         request[q].rank = request[q].correct = -1
-    for c in range(call.shape[0]):
-        call[c].ready_ps = call[c].dispatch_ps = call[c].start_ps = call[c].first_ps = call[c].finish_ps = -1
-        call[c].prompt = call[c].output = call[c].generated = call[c].cached = call[c].preemptions = 0
-        call[c].in_flight = call[c].stale = call[c].registered = 0
-        call[c].replica = call[c].model = call[c].next = -1
+    for c in range(state.call.shape[1]):
+        clear_call(state, e, c)
     for r in range(tables.spec.shape[0]):
         clear_replica(state, e, r, tables)
     env.now_ps = env.in_flight_ps = env.arena = 0

@@ -26,7 +26,7 @@ def _register(state, e, spec, c, blocks):
     """Make the first `blocks` blocks of call `c` hittable; those that are already stay so."""
     call = state.call[e]
     if spec.prefix != 0 and blocks > call[c].registered:
-        register_blocks(state, e, spec, call[c].arena, call[c].registered, blocks)
+        register_blocks(state, e, spec, c, call[c].registered, blocks)
         call[c].registered = blocks
 
 
@@ -54,7 +54,7 @@ def _schedule_running(state, e, r, spec, replica, budget):
             if i < 0:
                 break
         if spec.prefix != 0:
-            allocate_blocks(state, e, spec, replica, call.arena, computed, computed + new)
+            allocate_blocks(state, e, spec, replica, c, computed, computed + new)
         else:
             replica.free -= need
         # The contents of tokens in flight are not known yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from ..latency.compiled import CompiledLatency
 from .config import CallTimes, EngineConfig, EngineRequest, EngineRun
 from .kv import hash_segments
 from .replica import clear_call, clear_replica, close_segment, plan, submit
-from .state import BOUNDARY, IDLE, NEVER, EngineState, EngineTables, allocate, build_tables
+from .state import ALL_SHARED, BOUNDARY, IDLE, NEVER, EngineState, EngineTables, allocate, build_tables
 
 
 class RequestArrays(NamedTuple):
@@ -32,6 +33,7 @@ class RequestArrays(NamedTuple):
     segment_id: NDArray[np.int64]
     segment_length: NDArray[np.int64]
     arena: NDArray[np.int64]  # (n + 1,) first block hash of each request
+    shared: NDArray[np.int32]  # (n,) leading blocks that another request might ask for
 
 
 def pack_requests(requests: Sequence[EngineRequest]) -> RequestArrays:
@@ -61,7 +63,18 @@ def pack_requests(requests: Sequence[EngineRequest]) -> RequestArrays:
         segment_id=np.ascontiguousarray(flat[:, 0]),
         segment_length=np.ascontiguousarray(flat[:, 1]),
         arena=np.cumsum([0, *blocks]).astype(np.int64),
+        shared=np.array(shared_blocks(segments), np.int32),
     )
+
+
+def shared_blocks(requests: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+    """Return for each request, given as segments (content id, tokens), how many leading blocks others might ask for."""
+    owners = Counter(content for segments in requests for content in {content for content, _ in segments})
+    shared = []
+    for segments in requests:
+        own = (k for k, (content, _) in enumerate(segments) if owners[content] == 1)
+        shared.append(sum(tokens for _, tokens in segments[: next(own, len(segments))]) >> 4)
+    return shared
 
 
 @kernel
@@ -72,7 +85,11 @@ def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
     call[c].ready_ps, call[c].sequence, call[c].arena = now, c, req.arena[c]
     if tables.spec[0].prefix != 0:
         begin, end = req.segment_start[c], req.segment_start[c + 1]
-        hash_segments(state, e, req.arena[c], req.segment_id[begin:end], req.segment_length[begin:end], end - begin)
+        call[c].shared = req.shared[c]
+        if tables.spec[0].priority != 0 or tables.spec[0].lag != 0:
+            call[c].shared = ALL_SHARED  # see `progress._shared_blocks`
+        ids, lengths = req.segment_id[begin:end], req.segment_length[begin:end]
+        hash_segments(state, e, req.arena[c], ids, lengths, end - begin, call[c].shared)
     submit(state, e, 0, tables, c, now)
 
 

@@ -8,10 +8,11 @@ under way. So a replica is touched once per segment however many iterations that
 from __future__ import annotations
 
 from ..jit import inlined, kernel
+from .kv import take_private
 from .lag import fill_flights, land_flight
 from .queue import enqueue
 from .scheduler import free_blocks, plan_iteration, take_blocks
-from .state import BOUNDARY, IDLE, ITERATION, NEVER, NOT_DECODING, STRETCH
+from .state import BOUNDARY, IDLE, ITERATION, NEVER, NOBODY, NOT_DECODING, STRETCH
 from .timing import steps_until, stretch_ps
 
 # mypy: disable-error-code="no-untyped-def"
@@ -26,9 +27,10 @@ def clear_replica(state, e, r, tables):
     replica.offset_sum = replica.busy_ps = replica.iterations = replica.waiting_tokens = 0
     replica.step = replica.planned = replica.running = replica.prefills = replica.waiting = 0
     replica.next_finish = NOT_DECODING
-    replica.head = replica.tail = replica.lru_head = replica.lru_tail = -1
+    replica.head = replica.tail = -1
+    replica.lru_head = replica.lru_tail = NOBODY
     replica.free = spec.blocks
-    replica.blank = replica.virgin = replica.preemptions = replica.blocked = 0
+    replica.cached = replica.spare = replica.virgin = replica.sharing = replica.preemptions = replica.blocked = 0
     replica.up = 1
     replica.mode = IDLE
     replica.flights = replica.flight = 0
@@ -44,7 +46,8 @@ def clear_call(state, e, c):
     """Reset the record of call `c`."""
     call = state.call[e]
     call[c].ready_ps = call[c].dispatch_ps = call[c].start_ps = call[c].first_ps = call[c].finish_ps = -1
-    call[c].generated = call[c].cached = call[c].preemptions = call[c].priority = 0
+    call[c].prompt = call[c].output = call[c].generated = call[c].cached = call[c].preemptions = call[c].priority = 0
+    call[c].arena = call[c].shared = call[c].kept = 0
     call[c].in_flight = call[c].stale = call[c].registered = 0
     call[c].replica = call[c].model = call[c].next = -1
 
@@ -75,7 +78,7 @@ def _steps_before_hit(state, e, r, replica, steps):
     for i in range(replica.running):
         arena = state.call[e, state.run_call[e, r, i]].arena
         computed = state.run_offset[e, r, i] + replica.step
-        for k in range(computed >> 4, (computed + steps) >> 4):
+        for k in range(computed >> 4, min((computed + steps) >> 4, state.call[e, state.run_call[e, r, i]].shared)):
             if keys[arena + k] == replica.missing:
                 steps = min(steps, 16 * (k + 1) - 1 - computed)
                 break
@@ -93,7 +96,7 @@ def plan(state, e, r, tables, now):
     may_admit = replica.waiting > 0 and replica.running < spec.max_seqs and replica.blocked == 0
     if replica.running > 0 and replica.prefills == 0 and not may_admit and replica.running <= spec.budget:
         steps = _affordable_steps(replica, replica.next_finish - replica.step)
-        if replica.blocked != 0 and spec.prefix != 0 and replica.missing != 0:
+        if replica.blocked != 0 and replica.sharing != 0 and replica.missing != 0:
             steps = _steps_before_hit(state, e, r, replica, steps)
         if steps > 0:
             kv_tokens = replica.offset_sum + replica.running * (replica.step + 1)
@@ -117,11 +120,14 @@ def _close_stretch(state, e, r, spec, replica, steps):
     first = replica.step
     replica.step += steps
     replica.iterations += steps
-    if spec.prefix == 0:
+    if spec.prefix == 0 or replica.sharing == 0:
         used = (steps >> 4) * replica.running
         for k in range(steps & 15):
             used += replica.residue[(-(first + k)) & 15]
-        replica.free -= used
+        if spec.prefix == 0:
+            replica.free -= used
+        else:
+            take_private(state, e, spec, replica, used)
         return
     for i in range(replica.running):
         computed = state.run_offset[e, r, i] + first

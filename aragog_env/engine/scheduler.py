@@ -9,7 +9,7 @@ replica's `step` reaches `run_finish`, and until then nothing about it has to be
 from __future__ import annotations
 
 from ..jit import inlined, kernel
-from .kv import allocate_blocks, longest_hit, register_blocks, release_table, touch_hits
+from .kv import allocate_blocks, longest_hit, register_blocks, release_table, take_private, touch_hits
 from .queue import enqueue, pop_head
 from .state import NOT_DECODING
 from .timing import decode_ps, prefill_ps
@@ -21,9 +21,8 @@ from .timing import decode_ps, prefill_ps
 def take_blocks(state, e, spec, replica, c, computed, after):
     """Allocate the KV blocks that call `c` needs to go from `computed` to `after` tokens; they must be free."""
     if spec.prefix != 0:
-        arena = state.call[e, c].arena
-        allocate_blocks(state, e, spec, replica, arena, computed, after)
-        register_blocks(state, e, spec, arena, computed >> 4, after >> 4)
+        allocate_blocks(state, e, spec, replica, c, computed, after)
+        register_blocks(state, e, spec, c, computed >> 4, after >> 4)
     else:
         replica.free -= ((after + 15) >> 4) - ((computed + 15) >> 4)
 
@@ -31,12 +30,18 @@ def take_blocks(state, e, spec, replica, c, computed, after):
 @inlined
 def free_blocks(state, e, spec, replica, c, computed):
     """Return all KV blocks of call `c`, which has `computed` tokens."""
-    blocks = (computed + 15) >> 4
     if spec.prefix != 0:
-        release_table(state, e, spec, replica, state.call[e, c].arena, blocks)
+        release_table(state, e, spec, replica, c, computed)
+        replica.sharing -= decodes_for_others(state, e, c)
     else:
-        replica.free += blocks
+        replica.free += (computed + 15) >> 4
     replica.blocked = 0
+
+
+@inlined
+def decodes_for_others(state, e, c):
+    """Return whether others may hit blocks that call `c` fills while it decodes."""
+    return state.call[e, c].shared << 4 > state.call[e, c].prompt
 
 
 @kernel
@@ -141,19 +146,21 @@ def admit_head(state, e, r, spec, replica, now, budget):
     tokens = call[c].prompt + call[c].generated
     hits = free_hits = 0
     if spec.prefix != 0:
-        hits, free_hits = longest_hit(state, e, spec, call[c].arena, tokens)
+        hits, free_hits = longest_hit(state, e, spec, c, tokens)
     if ((tokens + 15) >> 4) - hits + free_hits > replica.free:
         replica.blocked = 1
         replica.missing = 0
-        if spec.prefix != 0 and hits < (tokens - 1) >> 4:
+        if spec.prefix != 0 and hits < min((tokens - 1) >> 4, call[c].shared):
             replica.missing = state.arena_hash[e, call[c].arena + hits]
         return 0
     pop_head(state, e, replica)
     if hits > 0:
-        touch_hits(state, e, replica, call[c].arena, hits)
+        touch_hits(state, e, replica, c, hits)
     computed = hits << 4
     new = min(tokens - computed, budget)
     take_blocks(state, e, spec, replica, c, computed, computed + new)
+    if spec.prefix != 0:
+        replica.sharing += decodes_for_others(state, e, c)
     if call[c].start_ps < 0:
         call[c].start_ps = now
         call[c].cached = computed
@@ -234,6 +241,9 @@ def _decode_blocks(state, e, r, spec, replica):
         return False
     if spec.prefix == 0:
         replica.free -= need
+        return True
+    if replica.sharing == 0:
+        take_private(state, e, spec, replica, need)
         return True
     for i in range(replica.running):
         computed = state.run_offset[e, r, i] + replica.step

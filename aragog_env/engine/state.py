@@ -20,10 +20,14 @@ from .config import EngineConfig
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block; `EngineConfig.block_size` must agree (the kernels use shifts and masks)."""
-MAX_BUCKETS = 1 << 15
+MAX_BUCKETS = 1 << 13
 """Hash buckets of a prefix cache: few enough that those of many environments stay in the processor's cache."""
 NEVER = np.int64(2**62)
 """A time that never comes, in picoseconds."""
+NOBODY = np.int32(-(2**31))
+"""End of the LRU list."""
+ALL_SHARED = np.int32(2**26)
+"""`shared` of a call whose every block may be hit by another."""
 NOT_DECODING = np.int32(2**31 - 1)
 """`run_finish` of a request that has not computed its prompt yet."""
 
@@ -43,7 +47,7 @@ REPLICA_SPEC = np.dtype(
         ("latency", "i4"),  # row of the latency tables
         ("max_len", "i4"),
         ("gpus", "i4"),
-        ("block_base", "i4"),  # first entry of this replica in `blocks` and `blank`
+        ("block_base", "i4"),  # first entry of this replica in `block` and `spare`
         ("bucket_base", "i4"),  # first entry of this replica in `buckets`
         ("bucket_mask", "i4"),
     ],
@@ -68,10 +72,12 @@ REPLICA = np.dtype(
         ("head", "i4"),  # first waiting call, -1 none
         ("tail", "i4"),
         ("free", "i4"),  # free KV blocks, evictable cached ones included
-        ("blank", "i4"),  # free blocks without content, on the `blank` stack
-        ("virgin", "i4"),  # blocks handed out at least once
-        ("lru_head", "i4"),
+        ("cached", "i4"),  # free blocks with content; the other free ones are handed out first
+        ("spare", "i4"),  # block records on the `spare` stack
+        ("virgin", "i4"),  # block records used at least once
+        ("lru_head", "i4"),  # see `kv`: a block, or a call whose private blocks stand here; NOBODY none
         ("lru_tail", "i4"),
+        ("sharing", "i4"),  # running requests that register blocks for others while they decode
         ("preemptions", "i4"),
         ("blocked", "i4"),  # the first waiting call did not fit in the last iteration, and nothing was freed since
         ("up", "i4"),
@@ -93,6 +99,10 @@ CALL = np.dtype(
         ("first_ps", "i8"),  # end of the iteration that sampled its first token, -1 before
         ("finish_ps", "i8"),  # -1 before
         ("arena", "i8"),  # first entry in the block arena (prefix cache only)
+        ("shared", "i4"),  # leading blocks that another call may hit; the later ones are private
+        ("kept", "i4"),  # private blocks that stand in the LRU list
+        ("previous", "i4"),  # in the LRU list, while `kept` is not 0
+        ("following", "i4"),
         ("prompt", "i4"),
         ("output", "i4"),
         ("generated", "i4"),  # valid while waiting or computing its prompt; derived while decoding
@@ -115,7 +125,7 @@ BLOCK = np.dtype(
         ("hash", "i8"),  # 0 = no content
         ("ref", "i4"),
         ("previous", "i4"),  # in the LRU list of free cached blocks
-        ("next", "i4"),
+        ("following", "i4"),
         ("chain", "i4"),  # next block in the hash bucket
     ],
     align=True,
@@ -149,9 +159,9 @@ class EngineState(NamedTuple):
     flight_call: NDArray[np.int32]  # (E, R, 2, S) requests that sample in the iterations in flight; S = 1 without any
     finished: NDArray[np.int32]  # (E, S) calls that ended in the segment just closed (scratch)
     block: NDArray[np.void]  # (E, NB) of BLOCK
-    blank: NDArray[np.int32]  # (E, NB) stacks of free blocks without content
+    spare: NDArray[np.int32]  # (E, NB) stacks of unused block records
     bucket: NDArray[np.int32]  # (E, MB) first block of each hash bucket, -1 none
-    arena_hash: NDArray[np.int64]  # (E, A) chain hash of every full block of every call
+    arena_hash: NDArray[np.int64]  # (E, A) chain hash of every full shared block of every call
     arena_block: NDArray[np.int32]  # (E, A) block that holds it
 
 
@@ -220,7 +230,7 @@ def allocate(tables: EngineTables, environments: int, calls: int, arena: int) ->
         flight_call=np.zeros((environments, replicas, 2, sequences if spec["lag"].any() else 1), np.int32),
         finished=np.zeros((environments, sequences), np.int32),
         block=np.zeros((environments, blocks), BLOCK),
-        blank=np.zeros((environments, blocks), np.int32),
+        spare=np.zeros((environments, blocks), np.int32),
         bucket=np.full((environments, buckets), -1, np.int32),
         arena_hash=np.zeros((environments, max(1, arena)), np.int64),
         arena_block=np.zeros((environments, max(1, arena)), np.int32),

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from aragog_env.engine.config import EngineConfig, EngineRequest
-from aragog_env.engine.open_loop import prepare, run_compiled, run_open_loop
+from aragog_env.engine.open_loop import collect, prepare, run_compiled, run_open_loop
 from aragog_env.engine.reference import run_reference
-from aragog_env.engine.state import BLOCK_TOKENS, EngineState, EngineTables, build_tables
+from aragog_env.engine.state import ALL_SHARED, BLOCK_TOKENS, NOBODY, EngineState, EngineTables, build_tables
 from aragog_env.engine.timing import decode_ps, steps_until, stretch_ps
 from aragog_env.engine.workloads import (
     EngineWorkload,
@@ -134,27 +134,40 @@ def assert_pool_at_rest(tables: EngineTables, state: EngineState) -> None:
     assert server["waiting_tokens"] == server["offset_sum"] == 0
     if not spec["prefix"]:
         return
-    block, base = state.block[0], int(spec["block_base"])
-    virgin = list(range(base + int(server["virgin"]), base + usable))
-    blank = state.blank[0, base : base + int(server["blank"])].tolist()
-    cached = _walk(block, int(server["lru_head"]), "next")
-    assert cached == _walk(block, int(server["lru_tail"]), "previous")[::-1]
-    assert sorted(virgin + blank + cached) == list(range(base, base + usable))
-    assert not block["ref"][blank + cached].any()
-    assert not block["hash"][blank].any()
-    assert block["hash"][cached].all()
+    block, call, base = state.block[0], state.call[0], int(spec["block_base"])
+    entries = _lru(state, int(server["lru_head"]), "following")
+    assert entries == _lru(state, int(server["lru_tail"]), "previous")[::-1]
+    recorded = [entry for entry in entries if entry >= 0]
+    private = [-1 - entry for entry in entries if entry < 0]
+    assert sorted(private) == np.flatnonzero(call["kept"]).tolist()
+    assert server["cached"] == len(recorded) + call["kept"].sum() <= usable
+    spare = state.spare[0, base : base + int(server["spare"])].tolist()
+    assert sorted(spare + recorded) == list(range(base, base + int(server["virgin"])))
+    assert not block["ref"][spare + recorded].any()
+    assert not block["hash"][spare].any()
+    assert block["hash"][recorded].all()
     buckets = state.bucket[0, int(spec["bucket_base"]) :][: int(spec["bucket_mask"]) + 1]
-    chained = [b for first in buckets.tolist() for b in _walk(block, first, "chain")]
-    assert sorted(chained) == sorted(cached)
+    chained = [b for first in buckets.tolist() for b in _chain(block, first)]
+    assert sorted(chained) == sorted(recorded)
 
 
-def _walk(block: NDArray[np.void], first: int, link: str) -> list[int]:
-    """Return the blocks of a linked list."""
+def _chain(block: NDArray[np.void], first: int) -> list[int]:
+    """Return the blocks of a hash bucket."""
     found = []
     while first >= 0:
         found.append(first)
-        assert len(found) <= len(block), f"the list over '{link}' has a loop"
-        first = int(block[link][first])
+        assert len(found) <= len(block), "the chain has a loop"
+        first = int(block["chain"][first])
+    return found
+
+
+def _lru(state: EngineState, first: int, link: str) -> list[int]:
+    """Return the entries of the LRU list: blocks, or -1 - call for the private blocks of a call."""
+    found = []
+    while first != NOBODY:
+        found.append(first)
+        assert len(found) <= len(state.block[0]) + len(state.call[0]), f"the list over '{link}' has a loop"
+        first = int(state.block[0][link][first]) if first >= 0 else int(state.call[0][link][-1 - first])
     return found
 
 
@@ -175,8 +188,30 @@ def test_a_retained_cache_holds_what_was_computed_last() -> None:
     config = EngineConfig(max_num_seqs=2, max_num_batched_tokens=64, max_model_len=96, num_gpu_blocks=9)
     request = EngineRequest(0, 0, ((1, 40),), 9, 2)  # 48 computed tokens: the last one sampled is not
     tables, state, packed = prepare(config, synthetic_latency(config), [request])
-    run_open_loop(state, 0, tables, packed)
-    cached = _walk(state.block[0], int(state.replica[0, 0]["lru_head"]), "next")
+    run_open_loop(state, 0, tables, packed._replace(shared=np.array([ALL_SHARED])))
+    cached = _lru(state, int(state.replica[0, 0]["lru_head"]), "following")
     keys = state.arena_hash[0, : 48 // BLOCK_TOKENS].tolist()
     assert state.block[0]["hash"][cached].tolist() == keys[::-1]
-    assert state.replica[0, 0]["blank"] == 0
+    # Nobody else has such a prompt, so its blocks are its own, and no record is kept of them.
+    assert packed.shared.tolist() == [0]
+    run_open_loop(state, 0, tables, packed)
+    assert _lru(state, int(state.replica[0, 0]["lru_head"]), "following") == [-1]
+    assert state.call[0]["kept"].tolist() == [3] == [state.replica[0, 0]["cached"]]
+
+
+@pytest.mark.parametrize("source", [*SLICES, "random"])
+def test_keeping_records_of_private_blocks_changes_nothing(source: str) -> None:
+    """How many leading blocks count as shared is a matter of speed alone, as long as those that are do."""
+    workloads = [SLICES[source](7)] if source in SLICES else [random_small(seed) for seed in range(100, 160)]
+    private = resumed = 0
+    for workload in workloads:
+        tables, state, packed = prepare(workload.config, synthetic_latency(workload.config), workload.requests)
+        run_open_loop(state, 0, tables, packed)
+        fast = collect(state, workload.requests)
+        own = packed.shared < (packed.prompt + packed.output) // BLOCK_TOKENS
+        private += own.sum()
+        resumed += (state.call[0]["preemptions"][own] > 0).sum()
+        run_open_loop(state, 0, tables, packed._replace(shared=np.full_like(packed.shared, ALL_SHARED)))
+        assert collect(state, workload.requests) == fast
+    assert private > 0
+    assert resumed > 0 or source not in ("pressure", "random")

@@ -111,7 +111,7 @@ def step_environment(wt, tables, state, progress, e, action, out, result):
         env.overflow += env.ready > out.allowed.shape[1]
         routes = wt.route_model.shape[0]
         if action < out.mask.shape[1] - 1:
-            dispatch_slot(wt, tables, state, progress, e, action // routes, action % routes, 0)
+            dispatch_slot(wt, tables, state, progress, e, action // routes, action % routes, np.int64(0))
         if env.ready == 0 or action == out.mask.shape[1] - 1:
             advance(wt, tables, state, progress, e, NEVER)
         observe(wt, tables, state, progress, e, out)
@@ -131,16 +131,16 @@ def begin_one(handle, e):
 
 
 @njit(cache=True)
-def step_one(handle, action):
-    """`step_environment` for environment 0."""
-    step_environment(handle.wt, handle.tables, handle.state, handle.progress, 0, action, handle.out, handle.result)
+def step_one(handle, e, action):
+    """`step_environment` for environment `e`."""
+    step_environment(handle.wt, handle.tables, handle.state, handle.progress, e, action, handle.out, handle.result)
 
 
 @njit(cache=True, parallel=True)
 def _step_all(wt, tables, state, progress, actions, skip, out, result):
     for e in prange(actions.shape[0]):
         if not skip[e]:
-            step_environment(wt, tables, state, progress, e, actions[e], out, result)
+            step_environment(wt, tables, state, progress, np.int64(e), actions[e], out, result)
 
 
 @njit(cache=True)

@@ -151,7 +151,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         """Carry out one decision and simulate to the next."""
         if self._handle is None:
             self._handle = self._make_handle()
-        step_one(self._handle, int(action))
+        step_one(self._handle, 0, int(action))
         result = self._result
         observation = self._observation()
         terminated, truncated = result.terminated.item(), result.truncated.item()

@@ -6,6 +6,8 @@ instant is seen by iterations that begin at that instant, which is why replicas 
 
 from __future__ import annotations
 
+import numpy as np
+
 from .engine.replica import close_segment, plan
 from .engine.state import BOUNDARY, NEVER
 from .jit import inlined, kernel
@@ -36,7 +38,7 @@ def _fire(wt, tables, state, progress, e, now):
     for r in range(replica.shape[0]):
         if replica[r].end_ps == now and replica[r].mode != BOUNDARY:
             for k in range(close_segment(state, e, r, tables)):
-                complete_call(wt, state, progress, e, state.finished[e, k], now)
+                complete_call(wt, state, progress, e, np.int64(state.finished[e, k]), now)
                 news = True
     while True:
         if env.timers > 0 and progress.timer_ps[e, 0] == now:
@@ -48,7 +50,7 @@ def _fire(wt, tables, state, progress, e, now):
                 arrive(wt, state, progress, e, which - state.call.shape[1], now)
         elif env.next < env.open and progress.request[e, env.next].arrival_ps == now:
             # A request that starts with a tool that takes no time has set a timer for this very instant.
-            q = env.next
+            q = np.int64(env.next)
             env.next += 1
             arrive(wt, state, progress, e, q, now)
         else:

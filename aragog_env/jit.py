@@ -48,6 +48,8 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = _cache_folder()
 
 _OPTIONS = {"cache": True, "_nrt": False}
+# Arguments of kernels are int64 wherever a caller has a choice: every other combination of types compiles the callee again.
+#
 # Kernels allocate nothing, so they need no reference counts. Counting them costs a call per array whenever a named tuple of
 # a dozen arrays is passed on, which took more time than most of our functions.
 

@@ -65,7 +65,7 @@ class SimBackend:
         routes = np.zeros(len(compiled.replicas), VIEW_ROUTE)
         allowed = np.zeros((ready, len(routes)), np.bool_)
         served = np.full((ready, compiled.max_nodes), -1, np.int32)
-        _fill(compiled.workflow, compiled.engine, sim.state, sim.progress, ready, calls, routes, allowed, served)
+        _fill(compiled.workflow, compiled.engine, sim.state, sim.progress, 0, ready, calls, routes, allowed, served)
         in_flight = int(env["arrived"]) - int(env["completed"])
         return DispatchView(compiled.info, self.now_s, calls, routes, allowed, in_flight, served)
 
@@ -112,14 +112,14 @@ class SimBackend:
 
 
 @kernel
-def _fill(wt, tables, state, progress, ready, calls, routes, allowed, served):
-    fill_routes(wt, tables, state, 0, progress.env[0].now_ps, routes)
-    fill_calls(wt, state, progress, 0, ready, calls, allowed)
+def _fill(wt, tables, state, progress, e, ready, calls, routes, allowed, served):
+    fill_routes(wt, tables, state, e, progress.env[e].now_ps, routes)
+    fill_calls(wt, state, progress, e, ready, calls, allowed)
     width = served.shape[1]
     for slot in range(ready):
-        q = progress.by_rank[0, calls[slot].request]
+        q = progress.by_rank[e, calls[slot].request]
         for node in range(width):
-            served[slot, node] = state.call[0, q * width + node].model
+            served[slot, node] = state.call[e, q * width + node].model
 
 
 @kernel

@@ -15,6 +15,8 @@ Entries of the LRU list are numbers: block b is b, the private blocks of call c 
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..jit import inlined, kernel
 from .state import NOBODY
 
@@ -95,17 +97,18 @@ def _link(state, e, replica, before, after):
 @inlined
 def _append(state, e, replica, entry):
     """Put an entry at the tail of the LRU list."""
-    _link(state, e, replica, replica.lru_tail, entry)
-    _link(state, e, replica, entry, NOBODY)
+    _link(state, e, replica, np.int64(replica.lru_tail), entry)
+    _link(state, e, replica, entry, np.int64(NOBODY))
 
 
 @inlined
 def _take_out(state, e, replica, entry):
     """Take an entry out of the LRU list."""
     if entry >= 0:
-        before, after = state.block[e, entry].previous, state.block[e, entry].following
+        before, after = np.int64(state.block[e, entry].previous), np.int64(state.block[e, entry].following)
     else:
-        before, after = state.call[e, -1 - entry].previous, state.call[e, -1 - entry].following
+        c = -1 - entry
+        before, after = np.int64(state.call[e, c].previous), np.int64(state.call[e, c].following)
     _link(state, e, replica, before, after)
 
 
@@ -121,7 +124,7 @@ def _evict(state, e, spec, replica, count):
     """Evict the `count` least recently used cached blocks."""
     replica.cached -= count
     while count > 0:
-        entry = replica.lru_head
+        entry = np.int64(replica.lru_head)
         if entry < 0:
             c = -1 - entry
             taken = min(count, state.call[e, c].kept)
@@ -149,7 +152,7 @@ def take_private(state, e, spec, replica, count):
 @inlined
 def _take_shared(state, e, spec, replica):
     """Take a free block and give it a record."""
-    take_private(state, e, spec, replica, 1)
+    take_private(state, e, spec, replica, np.int64(1))
     if replica.spare > 0:
         replica.spare -= 1
         b = state.spare[e, spec.block_base + replica.spare]
@@ -194,10 +197,10 @@ def release_table(state, e, spec, replica, c, computed):
         if full > shared:
             state.call[e, c].kept = full - shared
             replica.cached += full - shared
-            _append(state, e, replica, -1 - c)
+            _append(state, e, replica, np.int64(-1 - c))
     table, block = state.arena_block[e], state.block[e]
     for k in range(min(blocks, shared) - 1, -1, -1):
-        b = table[arena + k]
+        b = np.int64(table[arena + k])
         block[b].ref -= 1
         if block[b].ref > 0:
             continue
@@ -239,7 +242,7 @@ def touch_hits(state, e, replica, c, hits):
     """Take a reference on the first `hits` blocks of call `c` (`BlockPool.touch`)."""
     arena, shared = state.call[e, c].arena, state.call[e, c].shared
     for k in range(min(hits, shared)):
-        b = state.arena_block[e, arena + k]
+        b = np.int64(state.arena_block[e, arena + k])
         if state.block[e, b].ref == 0:
             _take_out(state, e, replica, b)
             replica.free -= 1
@@ -251,7 +254,7 @@ def touch_hits(state, e, replica, c, hits):
         replica.cached -= own
         state.call[e, c].kept -= own
         if state.call[e, c].kept == 0:
-            _take_out(state, e, replica, -1 - c)
+            _take_out(state, e, replica, np.int64(-1 - c))
 
 
 @kernel

@@ -11,6 +11,8 @@ jumped over: every iteration is scheduled one by one, as `reference.py` does.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..jit import inlined, kernel
 from .kv import allocate_blocks, register_blocks
 from .queue import remove_waiting
@@ -36,11 +38,11 @@ def _schedule_running(state, e, r, spec, replica, budget):
     for i in range(replica.running):
         state.run_new[e, r, i] = 0
     preempted = False
-    i = 0
+    i = np.int64(0)
     while i < replica.running and budget > 0:
         c = state.run_call[e, r, i]
         call = state.call[e, c]
-        computed = state.run_offset[e, r, i]
+        computed = np.int64(state.run_offset[e, r, i])
         known = call.prompt + call.generated
         new = min(known + call.in_flight - computed, budget)
         last_in_flight = call.in_flight > 0 and computed + 2 - call.in_flight >= call.prompt + call.output
@@ -71,12 +73,12 @@ def _commit(state, e, r, spec, tables, replica, slot):
     row = spec.latency
     tokens = decodes = kv_tokens = chunks = samplers = 0
     for i in range(replica.running):
-        new = state.run_new[e, r, i]
+        new = np.int64(state.run_new[e, r, i])
         if new == 0:
             continue
         c = state.run_call[e, r, i]
         call = state.call[e, c]
-        computed = state.run_offset[e, r, i]
+        computed = np.int64(state.run_offset[e, r, i])
         context = call.prompt + call.generated + call.in_flight
         if call.generated + call.in_flight > 0 and computed + 1 == context:
             decodes += 1
@@ -100,7 +102,7 @@ def _commit(state, e, r, spec, tables, replica, slot):
 @kernel
 def _launch(state, e, r, spec, tables, replica, begin):
     """Schedule one iteration that runs from `begin`; return (whether it has any tokens, whether it preempted)."""
-    budget = spec.budget
+    budget = np.int64(spec.budget)
     old = replica.running
     budget, preempted = _schedule_running(state, e, r, spec, replica, budget)
     if not preempted:
@@ -163,7 +165,7 @@ def land_flight(state, e, r, tables, now):
             while state.run_call[e, r, i] != c:
                 i += 1
             call.in_flight -= 1
-            computed = state.run_offset[e, r, i]
+            computed = np.int64(state.run_offset[e, r, i])
             _register(state, e, spec, c, (computed - call.in_flight) >> 4)
             if call.generated >= call.output:
                 free_blocks(state, e, spec, replica, c, computed)

@@ -8,6 +8,8 @@ replica's `step` reaches `run_finish`, and until then nothing about it has to be
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..jit import inlined, kernel
 from .kv import allocate_blocks, longest_hit, register_blocks, release_table, take_private, touch_hits
 from .queue import enqueue, pop_head
@@ -114,7 +116,7 @@ def _schedule_running(state, e, r, spec, replica, budget):
     for i in range(replica.running):
         state.run_new[e, r, i] = 0
     preempted = False
-    i = 0
+    i = np.int64(0)
     while i < replica.running and budget > 0:
         c = state.run_call[e, r, i]
         computed = state.run_offset[e, r, i] + replica.step
@@ -202,7 +204,7 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
     tokens = sampled = decodes = kv_tokens = chunks = 0
     before = replica.step - 1
     for i in range(begin, replica.running):
-        new = state.run_new[e, r, i]
+        new = np.int64(state.run_new[e, r, i])
         offset = state.run_offset[e, r, i]
         computed = offset + before
         if new == 0:
@@ -229,14 +231,14 @@ def _commit_running(state, e, r, spec, tables, replica, begin):
                 state.run_finish[e, r, i] = replica.step + state.call[e, c].output - state.call[e, c].generated
                 replica.prefills -= 1
         state.run_offset[e, r, i] = offset
-        _count_decoding(replica, offset, state.run_finish[e, r, i])
+        _count_decoding(replica, np.int64(offset), state.run_finish[e, r, i])
     return tokens, sampled, decodes, kv_tokens, chunks
 
 
 @inlined
 def _decode_blocks(state, e, r, spec, replica):
     """Let every running request decode one token when all do and the blocks suffice; return whether that was so."""
-    need = replica.residue[(-replica.step) & 15]
+    need = np.int64(replica.residue[(-replica.step) & 15])
     if need > replica.free:
         return False
     if spec.prefix == 0:
@@ -256,7 +258,7 @@ def _decode_blocks(state, e, r, spec, replica):
 def plan_iteration(state, e, r, tables, now):
     """Schedule one iteration that begins at `now`; return its duration in picoseconds (0: nothing could be scheduled)."""
     spec, replica = tables.spec[r], state.replica[e, r]
-    budget = spec.budget
+    budget = np.int64(spec.budget)
     old = replica.running
     preempted = False
     replica.blocked = 0
@@ -275,7 +277,7 @@ def plan_iteration(state, e, r, tables, now):
         if preempted:
             _forget_sums(replica)
             for i in range(replica.running):
-                _count_decoding(replica, state.run_offset[e, r, i], state.run_finish[e, r, i])
+                _count_decoding(replica, np.int64(state.run_offset[e, r, i]), state.run_finish[e, r, i])
         return 0
     replica.step += 1
     replica.iterations += 1

@@ -14,15 +14,16 @@ from .engine.state import EngineTables, build_tables
 from .latency.compiled import PS_PER_S, CompiledLatency
 from .latency.model import latency_for
 from .latency.table import LatencyTable
-from .outcomes import OutcomeTable, synthetic_table
+from .outcomes import OutcomeTable, outcome_table
 from .progress import COPIES, OWN, STAGES, WorkflowTables
 from .specs import catalogue
 from .specs.cluster import ClusterSpec, ReplicaSpec
 from .specs.graph import WorkflowGraph, unroll
 from .specs.hardware import ModelSpec
 from .specs.limits import engine_limits
-from .specs.load import scenario_workflows
+from .specs.load import outcome_file, scenario_workflows
 from .specs.scenario import Scenario
+from .specs.strict import location
 from .specs.validate import validate_scenario
 from .standalone import standalone_latency
 from .view import ClusterInfo
@@ -89,7 +90,10 @@ def compile_scenario(scenario: Scenario) -> CompiledScenario:
     engines, latencies, compiled = _engines(replicas, cluster)
     specs = scenario_workflows(scenario)
     graphs = tuple(unroll(w) for w in specs)
-    outcomes = tuple(synthetic_table(w, g, models) for w, g in zip(specs, graphs, strict=True))
+    outcomes = tuple(
+        outcome_table(g, models, outcome_file(scenario, i), location(scenario, f"workload.mix[{i}].outcomes"))
+        for i, g in enumerate(graphs)
+    )
     route_model = np.array([position[r.model] for r in replicas], np.int32)
     engine = build_tables(engines, compiled, models=[int(m) for m in route_model], gpus=[r.tp for r in replicas])
     workflow = _workflow_tables(graphs, outcomes, models, route_model)

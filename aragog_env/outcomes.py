@@ -232,6 +232,24 @@ def configuration_digits(models: int, n_llm: int) -> NDArray[np.int64]:
     return index[:, None] // place[None, :] % models
 
 
+def outcome_table(
+    graph: WorkflowGraph, models: Sequence[ModelSpec], file: Path | None, where: str | None = None
+) -> OutcomeTable:
+    """Return the outcomes of a workflow: the table in `file`, or one that the generator draws where that is None.
+
+    Raises:
+        SpecError: the file is no outcome table, or one of another workflow, other models or longer calls.
+    """
+    if file is None:
+        return synthetic_table(graph.workflow, graph, models)
+    table = OutcomeTable.load(file)
+    try:
+        _check_fit(table, graph, tuple(model.name for model in models))
+    except SpecError as error:
+        raise SpecError(f"the outcome table '{file}' {error.message}", where=where) from error
+    return table
+
+
 def synthetic_table(
     workflow: WorkflowSpec, graph: WorkflowGraph, models: Sequence[ModelSpec], seed: int = 0
 ) -> OutcomeTable:
@@ -239,3 +257,37 @@ def synthetic_table(
     from .synthetic import draw_table
 
     return draw_table(workflow, graph, models, seed)
+
+
+def _check_fit(table: OutcomeTable, graph: WorkflowGraph, models: tuple[str, ...]) -> None:
+    """Refuse a table that is not one of this workflow on these models; the messages go on after its name."""
+    nodes = tuple(node.name for node in graph.nodes)
+    if table.workflow != graph.workflow.name:
+        raise SpecError(f"is one of the workflow '{table.workflow}', not of '{graph.workflow.name}'")
+    if table.models != models:
+        wanted, given = ", ".join(models), ", ".join(table.models)
+        raise SpecError(f"was made with the models {given}; this cluster needs exactly {wanted}, in this order")
+    if table.nodes != nodes:
+        raise SpecError(f"has the calls {', '.join(table.nodes)}; the workflow has {', '.join(nodes)}")
+    if table.llm_nodes != tuple(k for k, node in enumerate(graph.nodes) if node.kind == "llm"):
+        raise SpecError("does not agree with the workflow on which calls are LLM calls")
+    if not table.queries:
+        raise SpecError("has no queries")
+    query = graph.workflow.query_tokens.maximum
+    for k, (node, stage) in enumerate(zip(graph.nodes, graph.stage_of, strict=True)):
+        # the scenario was validated (context lengths, KV memory) with the bounds that the workflow states
+        limit = (
+            stage.output.max_tokens if stage.output else max(stage.tool_output.maximum if stage.tool_output else 1, 1)
+        )
+        _check_bound(table.output_tokens[:, k], 1, limit, f"output tokens of '{node.name}'")
+        if stage.prompt is not None:
+            low = stage.prompt.template_tokens
+            high = low + (query if stage.prompt.query else 0)
+            _check_bound(table.own_prompt_tokens[:, k], low, high, f"prompt tokens of '{node.name}'")
+        if node.skip_on < 0 and stage.fan_out is None and table.skipped[:, k].any():
+            raise SpecError(f"skips '{node.name}', which the workflow never skips")
+
+
+def _check_bound(values: NDArray[np.int32], low: int, high: int, what: str) -> None:
+    if values.min() < low or values.max() > high:
+        raise SpecError(f"has {what} from {values.min()} to {values.max()}; the workflow allows {low} to {high}")

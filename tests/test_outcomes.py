@@ -1,232 +1,35 @@
-"""Outcome tables: the file format, and what the synthetic generator promises."""
+"""Outcome tables: the file format, which table a run uses, and draws that are the same for every policy."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from aragog_env.backends.sim import SimBackend
+from aragog_env.cli import main
+from aragog_env.compiled_scenario import compile_scenario
 from aragog_env.errors import SpecError
-from aragog_env.outcomes import OutcomeTable, configuration_digits, synthetic_table
-from aragog_env.specs.catalogue import model
+from aragog_env.outcomes import OutcomeTable, outcome_table, synthetic_table
+from aragog_env.policy import Dispatch
+from aragog_env.specs.catalogue import cluster_models, model
 from aragog_env.specs.graph import unroll
-from aragog_env.specs.load import load_workflow
-from aragog_env.specs.workflow import DurationSpec, StageSpec, WorkflowSpec
-from aragog_env.synthetic import (
-    GeneratorParameters,
-    by_size,
-    clipped_lognormal_mean,
-    draw_table,
-    normal_cdf,
-)
+from aragog_env.specs.load import load_scenario, load_workflow, scenario_hash
+from aragog_env.specs.override import override
+from aragog_env.specs.scenario import Scenario
+from aragog_env.specs.workflow import WorkflowSpec
+from aragog_env.view import DispatchView
 
-NAMES = (
-    "self_refine_humaneval",
-    "self_refine_squad",
-    "text_to_sql_bird",
-    "voting_mmlu_pro",
-    "decomposition_strategyqa",
-)
 QWEN = ("qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b")
-LLAMA = ("llama-3.2-3b", "llama-3-8b", "llama-3-70b")
 
 
 def make(workflow: str | WorkflowSpec, models: tuple[str, ...] = QWEN, seed: int = 0) -> OutcomeTable:
     spec = load_workflow(workflow) if isinstance(workflow, str) else workflow
     return synthetic_table(spec, unroll(spec), [model(name) for name in models], seed)
-
-
-def uniform(table: OutcomeTable) -> NDArray[np.float64]:
-    """Return p_correct of the one-model configurations, (Q, M)."""
-    columns = [table.uniform_configuration(m) for m in range(len(table.models))]
-    return table.p_correct[:, columns].astype(np.float64)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("models", [QWEN, LLAMA], ids=["qwen", "llama"])
-def test_one_model_everywhere_has_the_stated_accuracy(name: str, models: tuple[str, ...]) -> None:
-    table = make(name, models)
-    stated = load_workflow(name).accuracy_by_size_b
-    wanted = [by_size(stated, model(m).size_b) for m in models]
-    assert uniform(table).mean(axis=0) == pytest.approx(wanted, abs=1e-3)
-    assert table.kind == "synthetic"
-    assert table.p_correct.shape == (table.queries, 3 ** len(table.llm_nodes))
-    assert table.p_correct.min() >= 0 and table.p_correct.max() <= 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("models", [QWEN, LLAMA], ids=["qwen", "llama"])
-def test_inversions_are_as_frequent_as_in_published_tables(name: str, models: tuple[str, ...]) -> None:
-    # Smaller right, larger wrong, in percent of queries: 1-12 for neighbours and pairs of one family
-    # (MATH-L5, CRUXEval, GSM8K, MMLU-Pro, BFCL).
-    p = uniform(make(name, models))
-    for small, large in ((0, 1), (0, 2), (1, 2)):
-        assert 0.01 < float((p[:, small] * (1 - p[:, large])).mean()) < 0.12
-    # Mean p(1-p): EvalPerf 2.7-10.7 percent.
-    assert 0.02 < float((p * (1 - p)).mean()) < 0.11
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nearly_monotone_in_the_size_of_each_call(name: str) -> None:
-    table = make(name)
-    n = len(table.llm_nodes)
-    digits = configuration_digits(3, n)
-    worse = []
-    for k in range(n):
-        lower = np.flatnonzero(digits[:, k] < 2)
-        gain = table.p_correct[:, lower + 3 ** (n - 1 - k)] - table.p_correct[:, lower]
-        worse.append((gain < -0.1).mean())
-        assert gain.mean() > -0.01, "on average a larger model must not hurt"
-    assert 0.01 < np.mean(worse) < 0.12, "but on some queries it does"
-    largest = table.accuracy[-1]
-    assert largest > table.accuracy.max() - 0.02
-
-
-def test_correlations_between_models_are_those_of_the_parameters() -> None:
-    workflow = dataclasses.replace(load_workflow("toy_chain"), queries=20_000, accuracy_by_size_b={1: 0.5})
-    p = uniform(make(workflow, QWEN[:2]))
-    rng = np.random.default_rng(1)
-    right = rng.random((2, *p.shape)) < p  # two attempts
-    sibling = tetrachoric_at_half(right[0, :, 0], right[1, :, 1])
-    repeat = tetrachoric_at_half(right[0, :, 0], right[1, :, 0])
-    assert 0.6 < sibling < 0.75
-    assert 0.83 < repeat < 0.94
-
-
-def tetrachoric_at_half(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Return the tetrachoric correlation of two variables that are right half of the time."""
-    return float(np.sin(2 * np.pi * ((a & b).mean() - 0.25)))
-
-
-def test_a_second_equal_stage_repairs_a_little() -> None:
-    chain = dataclasses.replace(load_workflow("toy_chain"), queries=20_000, accuracy_by_size_b={1: 0.5})
-    balanced = dataclasses.replace(GeneratorParameters(), repair=0.0)
-    models = [model(QWEN[0])]
-    # Levels are solved for, so repair shows in what the same accuracy asks of one stage: compare without
-    # solving.
-    from aragog_env import synthetic
-
-    def final(parameters: GeneratorParameters) -> float:
-        draw = synthetic._Draw(chain, unroll(chain), tuple(models), 0, parameters)
-        state = draw.state(np.zeros((1, 2), dtype=np.int64), np.zeros(1))
-        return float(normal_cdf(state / draw.noise).mean())
-
-    assert 0.005 < final(GeneratorParameters()) - final(balanced) < 0.084
-
-
-def test_wrong_answers_are_longer_and_lengths_correlate_over_queries() -> None:
-    table = make("voting_mmlu_pro")
-    p = uniform(table)
-    for m in range(3):
-        tokens = table.output_tokens[:, 0, m].astype(np.float64)
-        wrong = np.average(tokens, weights=1 - p[:, m])
-        right = np.average(tokens, weights=p[:, m])
-        assert 1.2 < wrong / right < 2.0  # MATH-L5, CRUXEval: 1.6-1.7
-    logs = np.log(table.output_tokens[:, 0, :])
-    assert 0.45 < np.corrcoef(logs[:, 0], logs[:, 2])[0, 1] < 0.85
-    stages = np.corrcoef(np.log(table.output_tokens[:, 0, 0]), np.log(table.output_tokens[:, 4, 0]))[0, 1]
-    assert stages > 0.2
-    assert (np.median(table.output_tokens[:, 0, :], axis=0) > 0.9 * np.array([295, 276, 263])).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_expected_lengths_are_the_means_and_know_nothing_of_the_draw(name: str) -> None:
-    table = make(name)
-    drawn = table.output_tokens.mean(axis=0)
-    spread = table.output_tokens.std(axis=0) / np.sqrt(table.queries)
-    assert (np.abs(table.expected_output_tokens - drawn) < 5 * spread + 0.5).all()
-    assert (make(name, seed=7).expected_output_tokens == table.expected_output_tokens).all()
-
-
-def test_clipped_mean_against_a_sample() -> None:
-    rng = np.random.default_rng(0)
-    sample = np.clip(300 * np.exp(0.8 * rng.standard_normal(400_000)), 100, 900)
-    assert clipped_lognormal_mean(300, 0.8, 100, 900) == pytest.approx(sample.mean(), rel=3e-3)
-    assert clipped_lognormal_mean(300, 0.0, 1, 200) == 200
-
-
-def test_normal_cdf_against_the_error_function() -> None:
-    from math import erf, sqrt
-
-    x = np.linspace(-8, 8, 401)
-    assert np.abs(normal_cdf(x) - [0.5 * (1 + erf(v / sqrt(2))) for v in x]).max() < 1e-7
-
-
-def test_skipping_follows_the_critic_and_hides_the_skipped_model() -> None:
-    table = make("self_refine_humaneval")
-    workflow = load_workflow("self_refine_humaneval")
-    skip = workflow.stages[2].skip
-    assert skip is not None
-    shares = table.skipped[:, 2, :].mean(axis=0)
-    wanted = [by_size(skip.probability_by_size_b, model(m).size_b) for m in QWEN]
-    assert shares == pytest.approx(wanted, abs=0.1)
-    assert not table.skipped[:, :2].any()
-    p = table.p_correct.reshape(-1, 3, 3, 3)
-    for critic in range(3):
-        gone = table.skipped[:, 2, critic]
-        assert (p[gone, :, critic, :] == p[gone, :, critic, :1]).all()
-        assert np.ptp(p[~gone, :, critic, :], axis=-1).max() > 0.1
-
-
-def test_surplus_solvers_are_skipped_for_every_model_and_do_not_count() -> None:
-    table = make("decomposition_strategyqa")
-    first, second, third = (table.skipped[:, k, :] for k in (1, 2, 3))
-    assert not first.any() and not table.skipped[:, [0, 4]].any()
-    for copy in (second, third):
-        assert (copy == copy[:, :1]).all()
-    assert second.mean() == pytest.approx(0.1, abs=0.03)
-    assert third.mean() == pytest.approx(0.5, abs=0.05)
-    assert (third | ~second).all(), "the third copy never runs without the second"
-    p = table.p_correct.reshape(-1, 3, 3, 3, 3, 3)[third[:, 0]]
-    assert (p == p[:, :, :, :, :1, :]).all()
-
-
-def test_prompts_and_tools() -> None:
-    table = make("text_to_sql_bird")
-    workflow = load_workflow("text_to_sql_bird")
-    assert table.nodes[3] == "execute_sql"
-    assert table.llm_nodes == (0, 1, 2, 4)
-    assert (table.own_prompt_tokens[:, 3] == 0).all()
-    prompt = workflow.stages[2].prompt
-    assert prompt is not None
-    assert (table.own_prompt_tokens[:, 2] == prompt.template_tokens + table.query_tokens).all()
-    assert (table.output_tokens[:, 3, :] == table.output_tokens[:, 3, :1]).all()
-    assert (table.tool_s[:, [0, 1, 2, 4]] == 0).all()
-    assert 0 < table.tool_s[:, 3].min() and table.tool_s[:, 3].max() <= 30
-    assert np.median(table.tool_s[:, 3]) == pytest.approx(0.15, rel=0.15)
-
-
-def test_a_tool_that_comes_first_leaves_the_calls_after_it_their_full_say() -> None:
-    chain = load_workflow("toy_chain")
-    tool = StageSpec(name="look_up", kind="tool", tool_s=DurationSpec(1.0))
-    draft = dataclasses.replace(chain.stages[0], parents=("look_up",))
-    with_tool = dataclasses.replace(chain, stages=(tool, draft, chain.stages[1]))
-    assert (make(with_tool).p_correct == make(chain).p_correct).all()
-
-
-def test_equal_inputs_give_equal_bytes_and_another_seed_does_not() -> None:
-    a, b, c = make("self_refine_squad"), make("self_refine_squad"), make("self_refine_squad", seed=1)
-    for name in ("p_correct", "output_tokens", "own_prompt_tokens", "skipped", "tool_s", "query_tokens"):
-        assert getattr(a, name).tobytes() == getattr(b, name).tobytes()
-    assert a.p_correct.tobytes() != c.p_correct.tobytes()
-
-
-def test_a_model_is_the_same_in_every_cluster() -> None:
-    full, pair = make("self_refine_squad", QWEN), make("self_refine_squad", QWEN[::2])
-    assert (uniform(full)[:, [0, 2]] == uniform(pair)).all()
-    assert (full.output_tokens[:, :, [0, 2]] == pair.output_tokens).all()
-
-
-@pytest.mark.slow
-def test_generation_is_fast() -> None:
-    make("voting_mmlu_pro")
-    start = time.process_time()
-    make("voting_mmlu_pro")
-    assert time.process_time() - start < 0.3
 
 
 def test_file_round_trip_is_exact_and_reproducible(tmp_path: Path) -> None:
@@ -292,17 +95,157 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         table.p_correct[0, 0] = 0.5
 
 
-def test_missing_accuracies_and_huge_tables_are_refused() -> None:
-    workflow = dataclasses.replace(load_workflow("toy_chain"), accuracy_by_size_b={})
-    with pytest.raises(SpecError, match="accuracy_by_size_b"):
-        make(workflow)
-    huge = dataclasses.replace(load_workflow("voting_mmlu_pro"), queries=10**6)
-    with pytest.raises(SpecError, match="fewer models"):
-        draw_table(huge, unroll(huge), [model(name) for name in QWEN])
+def toy_table(**changes: Any) -> OutcomeTable:
+    """Return a table for the toy scenario that no generator would draw: every answer is right."""
+    scenario = load_scenario("toy")
+    workflow = load_workflow(scenario.workload.mix[0].workflow)
+    drawn = synthetic_table(workflow, unroll(workflow), cluster_models(scenario.cluster))
+    return dataclasses.replace(drawn, p_correct=np.ones_like(drawn.p_correct), kind="measured", **changes)
 
 
-def test_sizes_between_are_interpolated_in_the_logarithm() -> None:
-    table = {8.0: 1.0, 32.0: 3.0}
-    assert by_size(table, 16.0) == pytest.approx(2.0)
-    assert by_size(table, 1.0) == 1.0
-    assert by_size(table, 500.0) == 3.0
+def kinds(scenario: Scenario) -> tuple[str, ...]:
+    return tuple(table.kind for table in compile_scenario(scenario).outcomes)
+
+
+def test_a_named_table_is_used_and_labelled(tmp_path: Path) -> None:
+    toy_table().save(tmp_path / "mine.npz")
+    scenario = override(load_scenario("toy"), outcomes=[tmp_path / "mine.npz"], requests=20)
+    log = _play(scenario, RoundAbout(False), 0)
+    assert log.outcome_kinds == ("measured",)
+    assert (log.requests["correct"] == 1).all()
+    assert _play(override(load_scenario("toy"), requests=20), RoundAbout(False), 0).outcome_kinds == ("synthetic",)
+
+
+def test_a_table_in_the_workflows_folder_is_found_when_its_models_fit(tmp_path: Path) -> None:
+    scenario = load_scenario("toy")
+    source = Path(__file__).parent.parent / "workflows" / "toy_chain"
+    shutil.copytree(source, tmp_path / "toy_chain")
+    local = override(scenario, workflow=str(tmp_path / "toy_chain" / "workflow.yaml"))
+    assert kinds(local) == ("synthetic",)
+    before = scenario_hash(local)
+    table = toy_table()
+    table.save(tmp_path / "toy_chain" / "outcomes" / "b.npz")
+    compile_scenario.cache_clear()
+    assert kinds(local) == ("measured",)
+    assert scenario_hash(local) != before, "another table is another scenario"
+    # a synthetic one does not go before it, though it comes first by name
+    dataclasses.replace(table, kind="synthetic").save(tmp_path / "toy_chain" / "outcomes" / "a.npz")
+    compile_scenario.cache_clear()
+    assert kinds(local) == ("measured",)
+    # `synthetic` asks for the generator in spite of it
+    assert kinds(override(local, outcomes=["synthetic"])) == ("synthetic",)
+    assert scenario_hash(override(local, outcomes=["synthetic"])) == before
+    # other models: the generator answers
+    other = override(local, cluster="qwen-8xh100")
+    assert kinds(other) == ("synthetic",)
+
+
+def test_a_scenario_file_may_name_a_table_beside_it(tmp_path: Path) -> None:
+    toy_table().save(tmp_path / "tables" / "mine.npz")
+    text = (
+        "name: mine\ncluster: toy-3\nworkload:\n  arrivals: {kind: poisson, rate_rps: 2}\n"
+        "  mix:\n    - {workflow: toy_chain, outcomes: tables/mine.npz}\n"
+    )
+    (tmp_path / "scenario.yaml").write_text(text)
+    scenario = load_scenario(tmp_path / "scenario.yaml")
+    assert kinds(scenario) == ("measured",)
+    (tmp_path / "scenario.yaml").write_text(text.replace("mine.npz", "none.npz"))
+    with pytest.raises(SpecError, match="no such outcome table"):
+        compile_scenario(load_scenario(tmp_path / "scenario.yaml"))
+
+
+def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    scenario = load_scenario("toy")
+    workflow = load_workflow("toy_chain")
+    models = cluster_models(scenario.cluster)
+    good = toy_table()
+
+    def refused(table: OutcomeTable, message: str) -> None:
+        path = tmp_path / "t.npz"
+        table.save(path)
+        with pytest.raises(SpecError, match=message) as caught:
+            outcome_table(unroll(workflow), models, path, "here")
+        assert caught.value.where == "here"
+
+    refused(dataclasses.replace(good, workflow="other"), "is one of the workflow 'other', not of 'toy_chain'")
+    refused(dataclasses.replace(good, models=good.models[::-1]), "needs exactly .*, in this order")
+    refused(
+        dataclasses.replace(good, nodes=("draft", "polish")),
+        "has the calls draft, polish; the workflow has draft, revise",
+    )
+    refused(dataclasses.replace(good, output_tokens=good.output_tokens + 1), "output tokens of 'draft' from 11 to 11")
+    refused(dataclasses.replace(good, own_prompt_tokens=good.own_prompt_tokens * 0), "prompt tokens of 'draft'")
+    refused(dataclasses.replace(good, skipped=~good.skipped), "skips 'draft', which the workflow never skips")
+    with pytest.raises(SpecError, match="which is not in the mix"):
+        dataclasses.replace(good, workflow="other").save(tmp_path / "t.npz")
+        override(scenario, outcomes=[tmp_path / "t.npz"])
+
+
+def test_command_line_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy_table().save(tmp_path / "mine.npz")
+    common = [
+        "evaluate",
+        "--scenario",
+        "toy",
+        "--requests",
+        "12",
+        "--seeds",
+        "1",
+        "-p",
+        "round_robin",
+        "--no-report",
+        "-q",
+        "--json",
+    ]
+    assert main([*common, "--outcomes", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main([*common, "--outcomes", str(tmp_path / "none.npz"), "--out", str(tmp_path / "other")]) == 2
+    assert "there is no outcome table" in capsys.readouterr().err
+
+
+class RoundAbout:
+    """Dispatches the first or the last ready call, to replicas in turn: two orders that meet the same configurations."""
+
+    def __init__(self, last: bool) -> None:
+        self.last, self.turn = last, 0
+
+    def reset(self, scenario: Scenario, seed: int) -> None:
+        self.turn = 0
+
+    def act(self, view: DispatchView) -> Dispatch:
+        call = len(view.calls) - 1 if self.last else 0
+        self.turn += 1
+        return Dispatch(call, self.turn * (2 if self.last else 1) % len(view.routes))
+
+
+def _play(scenario: Scenario, policy: RoundAbout, seed: int) -> Any:
+    backend = SimBackend(scenario)
+    backend.reset(seed)
+    policy.reset(scenario, seed)
+    while not backend.done:
+        backend.step(policy.act(backend.view()))
+    return backend.log()
+
+
+def test_a_query_under_a_configuration_has_one_outcome_whoever_dispatches_in_whatever_order() -> None:
+    scenario = override(load_scenario("toy"), requests=160, warmup_requests=0, rate_rps=200)
+    logs = [_play(scenario, RoundAbout(last), 3) for last in (False, True)]
+    starts = [log.calls["request"][np.argsort(log.calls["dispatch_s"], kind="stable")] for log in logs]
+    assert (starts[0] != starts[1]).any(), "the orders differ"
+    seen: dict[tuple[int, int], set[int]] = {}
+    shared = 0
+    for log in logs:
+        mine = {(int(r["query"]), int(r["configuration"])) for r in log.requests}
+        shared += len(mine & set(seen))
+        for row in log.requests:
+            seen.setdefault((int(row["query"]), int(row["configuration"])), set()).add(int(row["correct"]))
+    assert shared > 10, "both policies meet the same query under the same configuration"
+    assert all(len(outcomes) == 1 for outcomes in seen.values())
+    assert {outcome for outcomes in seen.values() for outcome in outcomes} == {0, 1}
+    other = _play(scenario, RoundAbout(False), 4)
+    changed = [
+        int(row["correct"]) not in seen[key]
+        for row in other.requests
+        if (key := (int(row["query"]), int(row["configuration"]))) in seen
+    ]
+    assert any(changed), "another seed is another draw"

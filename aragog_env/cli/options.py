@@ -27,6 +27,12 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trace-format", choices=TRACE_FORMATS, default="auto", help="format of the trace")
     group.add_argument("--native-rate", action="store_true", help="keep the rate at which the trace was recorded")
     group.add_argument("--workflow", metavar="NAME[,NAME]", help="run only these workflows, in equal shares")
+    group.add_argument(
+        "--outcomes",
+        action="append",
+        metavar="FILE",
+        help="outcome table (npz) of one workflow, repeatable; or 'synthetic'",
+    )
     group.add_argument("--cluster", metavar="NAME|PATH", help="another cluster")
     group.add_argument("--slo", type=float, metavar="S", help="absolute latency limit of a request")
     group.add_argument("--slo-scale", type=float, metavar="X", help="latency limit / standalone latency")
@@ -84,6 +90,7 @@ def scenario_from(name: str, options: argparse.Namespace) -> Scenario:
         warmup_requests=options.warmup,
         duration_s=options.duration,
         workflow=options.workflow,
+        outcomes=[name if name == "synthetic" else os.path.abspath(name) for name in options.outcomes or ()],
         cluster=options.cluster,
         slo_s=options.slo,
         slo_scale=options.slo_scale,

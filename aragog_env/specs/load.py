@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeVar
 from ..errors import SpecError, did_you_mean
 from .catalogue import PRESETS, cluster_models, gpu, load_gpus, load_models
 from .cluster import ClusterSpec
+from .outcome_files import SYNTHETIC, generator_digest, own_table
 from .scenario import Scenario
 from .strict import Reference, load_file, location, spec_hash
 from .workflow import WorkflowSpec
@@ -61,14 +62,31 @@ def load_workflow(name_or_path: str | Path, *, where: str | None = None) -> Work
     Names are looked up in the folders of the environment variable ARAGOG_WORKFLOWS, then in `workflows`
     beside the package.
     """
+    return load_file(WorkflowSpec, workflow_file(name_or_path, where=where))
+
+
+def workflow_file(name_or_path: str | Path, *, where: str | None = None) -> Path:
+    """Return the file that `load_workflow` reads."""
     if _is_path(name_or_path):
         path = Path(name_or_path).expanduser()
-        return load_file(WorkflowSpec, path / "workflow.yaml" if path.is_dir() else path)
+        return path / "workflow.yaml" if path.is_dir() else path
     found = _workflow_files(where)
     if str(name_or_path) not in found:
         hint = did_you_mean(str(name_or_path), found)
         raise SpecError(f"unknown workflow '{name_or_path}'.{hint}", where=where)
-    return load_file(WorkflowSpec, found[str(name_or_path)])
+    return found[str(name_or_path)]
+
+
+def outcome_file(scenario: Scenario, i: int) -> Path | None:
+    """Return the file with the outcome table of entry `i` of the mix; None where the generator answers."""
+    entry = scenario.workload.mix[i]
+    if entry.outcomes == SYNTHETIC:
+        return None
+    if entry.outcomes is not None:
+        return Path(entry.outcomes).expanduser()
+    workflow = workflow_file(entry.workflow, where=location(scenario, f"workload.mix[{i}].workflow"))
+    models = [entry.name for entry in cluster_models(scenario.cluster)]
+    return own_table(workflow.parent, load_file(WorkflowSpec, workflow).name, models)
 
 
 def scenario_workflows(scenario: Scenario) -> tuple[WorkflowSpec, ...]:
@@ -87,7 +105,8 @@ def scenario_hash(scenario: Scenario) -> str:
     """
     workflows = scenario_workflows(scenario)
     mix = tuple(
-        replace(entry, workflow=workflow.name) for entry, workflow in zip(scenario.workload.mix, workflows, strict=True)
+        replace(entry, workflow=workflow.name, outcomes=_outcome_digest(scenario, i))
+        for i, (entry, workflow) in enumerate(zip(scenario.workload.mix, workflows, strict=True))
     )
     arrivals = scenario.workload.arrivals
     if arrivals.path:
@@ -106,6 +125,13 @@ def scenario_hash(scenario: Scenario) -> str:
         *cluster_models(scenario.cluster),
         *(gpu(name, scenario.cluster) for name in sorted(gpus)),
     )
+
+
+def _outcome_digest(scenario: Scenario, i: int) -> str:
+    path = outcome_file(scenario, i)
+    if path is None:
+        return generator_digest()
+    return _digest(str(path), location(scenario, f"workload.mix[{i}].outcomes"))
 
 
 def _digest(path: str, where: str) -> str:
@@ -175,7 +201,11 @@ def _anchor(scenario: Scenario, folder: Path) -> Scenario:
     cluster = _anchor_cluster(scenario.cluster, folder)
     workload = scenario.workload
     mix = tuple(
-        replace(entry, workflow=_absolute(entry.workflow, folder)) if _is_path(entry.workflow) else entry
+        replace(
+            entry,
+            workflow=_absolute(entry.workflow, folder) if _is_path(entry.workflow) else entry.workflow,
+            outcomes=_absolute(entry.outcomes, folder) if entry.outcomes not in (None, SYNTHETIC) else entry.outcomes,
+        )
         for entry in workload.mix
     )
     arrivals = _with_preset(scenario, folder)

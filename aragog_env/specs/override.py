@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError
-from .load import load_arrivals, load_cluster
+from .load import load_arrivals, load_cluster, load_workflow
+from .outcome_files import SYNTHETIC, table_label
 from .ranges import check_ranges
 from .scenario import Scenario
 from .workload import ArrivalSpec, MixEntry, TraceFormat
@@ -26,6 +29,7 @@ def override(
     warmup_requests: int | None = None,
     duration_s: float | None = None,
     workflow: str | None = None,
+    outcomes: Sequence[str | os.PathLike[str]] = (),
     cluster: str | os.PathLike[str] | None = None,
     slo_s: float | None = None,
     slo_scale: float | None = None,
@@ -46,6 +50,7 @@ def override(
         warmup_requests: number of first requests that count for no metric.
         duration_s: cut the episode here.
         workflow: run only this workflow (a name or path), or several, joined by commas, with equal weights.
+        outcomes: outcome table files, each for the workflow that it names; or `synthetic`, for all workflows.
         cluster: cluster preset or file.
         slo_s: absolute latency limit of a request.
         slo_scale: latency limit relative to the request's standalone latency.
@@ -67,6 +72,8 @@ def override(
     if workflow is not None:
         mix = tuple(MixEntry(name.strip()) for name in workflow.split(",") if name.strip())
         _forget(locations, "workload.mix", "override 'workflow'")
+    for table in outcomes:
+        mix = _with_outcomes(mix, _text(table), locations)
     for key, value in (("rate_rps", rate_rps), ("users", users), ("path", trace)):
         if value is not None:
             option = "trace" if key == "path" else key
@@ -129,6 +136,24 @@ def _arrivals(
             )
         arrivals = replace(arrivals, users=users)
     return arrivals
+
+
+def _with_outcomes(mix: tuple[MixEntry, ...], table: str, locations: dict[str, str]) -> tuple[MixEntry, ...]:
+    where = "override 'outcomes'"
+    if table == SYNTHETIC:
+        chosen = list(range(len(mix)))
+    else:
+        name = table_label(Path(table).expanduser(), where)["workflow"]
+        known = [load_workflow(entry.workflow).name for entry in mix]
+        if name not in known:
+            raise SpecError(
+                f"'{table}' is a table of the workflow '{name}', which is not in the mix ({', '.join(known)})",
+                where=where,
+            )
+        chosen = [known.index(name)]
+    for i in chosen:
+        _forget(locations, f"workload.mix[{i}].outcomes", where)
+    return tuple(replace(entry, outcomes=table) if i in chosen else entry for i, entry in enumerate(mix))
 
 
 def _changed(spec: Any, locations: dict[str, str], key: str, **values: object) -> Any:

@@ -1,4 +1,8 @@
-"""What a workflow is: a directed acyclic graph of LLM and tool stages with stated token lengths."""
+"""What a workflow is: a directed acyclic graph of LLM and tool stages with stated token lengths.
+
+Keys marked "live runs" name functions that the simulator does not need, as ``module:function``, or as ``file.py:function``
+for a file in the workflow's own folder.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +63,8 @@ class PromptSpec:
     """Whether the query's own text (`WorkflowSpec.query_tokens`) is part of this prompt."""
     context: tuple[str, ...] | None = None
     """Stages whose outputs are appended, in the order of the stages; None means the parents."""
+    fields: str = ""
+    """Live runs: a function that changes what the placeholders stand for (see `aragog_env.grading.prompts`)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class FanOutSpec:
 
     probabilities: tuple[Share, ...]
     """probabilities[k] is the chance of k + 1 copies."""
+    count: str = ""
+    """Live runs: a function from the parent's output to the number of copies; without one, as many as possible run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,10 @@ class SkipSpec:
     on: str
     probability_by_size_b: dict[Positive, Share]
     """Chance that the stage is skipped, by the size of the model that served `on`."""
+    when: str = ""
+    """Live runs: a function from the output of `on` to whether the stage is skipped; without one, it never is."""
+    instead: str = ""
+    """Live runs: the earlier stage whose output stands for this one's when it is skipped."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ class StageSpec:
     tool_s: DurationSpec | None = None
     """Seconds a tool takes: a log-normal (see `DurationSpec`)."""
     tool_output: LengthSpec | None = None
+    tool: str = ""
+    """Live runs: the function that does a tool stage's work (see `aragog_env.grading.tools`)."""
     quality_weight: NonNegative = 1.0
     """Weight of this stage's model in the synthetic outcome generator (0: does not matter)."""
 
@@ -108,6 +122,13 @@ class WorkflowSpec:
     queries: Count
     """Number of distinct queries in the data set."""
     dataset: str = ""
+    """The data set in words."""
+    dataset_format: str = ""
+    """Live runs: how its files are read, a name of `aragog_env.datasets` or a function from a path to records."""
+    dataset_files: tuple[str, ...] = ()
+    """Live runs: where its file may lie, seen from the workflow's folder; without any, the usual places are searched."""
+    grader: str = ""
+    """Live runs: the function that grades an answer (see `aragog_env.grading.runtime`)."""
     accuracy_by_size_b: dict[Positive, Share] = field(default_factory=dict)
     """Accuracy when one model of that size serves every stage: input of the synthetic outcome generator."""
     difficulty_sigma: NonNegative = 1.0

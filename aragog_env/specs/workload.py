@@ -60,6 +60,9 @@ class MixEntry:
 
     workflow: str
     weight: Positive = 1.0
+    outcomes: str | None = None
+    """Outcome table: an npz file, or `synthetic` for the generator. None: the table in the workflow's own folder that
+    was made with exactly the cluster's models, else the generator."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ OURS_ABOVE = {"policies", "baselines", "workflows", "scripts", "tests"}
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "jit"),
     ("specs", "episode", "policy"),
+    ("datasets",),
+    ("grading",),
     ("latency",),
+    ("queries",),
     ("outcomes", "synthetic"),
     ("workload",),
     ("engine",),

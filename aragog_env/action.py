@@ -37,18 +37,27 @@ class StepArrays(NamedTuple):
 
 def allocate_steps(environments: int, reference_s: float, accuracy_weight: float, beta_per_s: float) -> StepArrays:
     """Allocate the results of a step, for a reward of the given scale (`aragog_env.reward`)."""
-    floats = [np.zeros(environments) for _ in range(6)]
-    flags = [np.zeros(environments, np.bool_) for _ in range(3)]
-    objective = np.array([reference_s, accuracy_weight, beta_per_s])
-    return StepArrays(objective, *floats, np.zeros(environments, np.int32), *flags)
+    return StepArrays(
+        objective=np.array([reference_s, accuracy_weight, beta_per_s]),
+        reward=np.zeros(environments),
+        latency=np.zeros(environments),
+        accuracy=np.zeros(environments),
+        elapsed_s=np.zeros(environments),
+        discount=np.zeros(environments),
+        time_s=np.zeros(environments),
+        overflow=np.zeros(environments, np.int32),
+        invalid=np.zeros(environments, np.bool_),
+        terminated=np.zeros(environments, np.bool_),
+        truncated=np.zeros(environments, np.bool_),
+    )
 
 
-@structref.register  # type: ignore[untyped-decorator]
-class HandleType(types.StructRef):  # type: ignore[misc]
+@structref.register
+class HandleType(types.StructRef):
     """numba type of `Handle`."""
 
 
-class Handle(structref.StructRefProxy):  # type: ignore[misc]
+class Handle(structref.StructRefProxy):
     """All arrays of a simulation as one object for compiled code: handing over 60 arrays costs 20 us, a handle 1 us."""
 
     def __new__(cls, *arrays: Any) -> Handle:

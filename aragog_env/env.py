@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .action import Handle, allocate_steps, begin_one, step_one
 from .backends.sim import episode_log
 from .compiled_scenario import CompiledScenario, compile_scenario
+from .engine.state import EngineState
 from .episode import EpisodeLog
 from .observation import (
     Observation,
@@ -128,7 +129,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         self._slots, routes = self.compiled.scenario.observation.ready_slots, len(self.compiled.replicas)
         self._out = allocate_observations(1, self._slots, routes)
         self._result = allocate_steps(1, *self.reward.objective)
-        self._handle: Handle | None = None
+        self._handle: tuple[EngineState, Handle] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -137,9 +138,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
         super().reset(seed=seed)
         episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
         self.simulation.reset(0, episode_seed)
-        # The arrays may have grown.
-        self._handle = self._make_handle()
-        begin_one(self._handle, 0)
+        begin_one(self._arrays(), 0)
         observation = self._observation()
         return observation, {
             "action_mask": observation["action_mask"].copy(),
@@ -149,9 +148,7 @@ class StageDispatchEnv(gym.Env[Observation, int]):
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Carry out one decision and simulate to the next."""
-        if self._handle is None:
-            self._handle = self._make_handle()
-        step_one(self._handle, 0, int(action))
+        step_one(self._arrays(), 0, int(action))
         result = self._result
         observation = self._observation()
         terminated, truncated = result.terminated.item(), result.truncated.item()
@@ -169,9 +166,13 @@ class StageDispatchEnv(gym.Env[Observation, int]):
             info["metrics"] = final_metrics(self.simulation, 0)
         return observation, result.reward.item(), terminated, truncated, info
 
-    def _make_handle(self) -> Handle:
+    def _arrays(self) -> Handle:
+        """Return all arrays as one object, made again where the simulation has replaced some by larger ones."""
         sim = self.simulation
-        return Handle(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
+        if self._handle is None or self._handle[0] is not sim.state:
+            arrays = (self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
+            self._handle = (sim.state, Handle(*arrays))
+        return self._handle[1]
 
     def _observation(self) -> Observation:
         return single_observation(self._out, 0)

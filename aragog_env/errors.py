@@ -33,7 +33,12 @@ class PolicyError(AragogError):
 
     def __init__(self, policy: str, message: str) -> None:
         self.policy = policy
+        self._reason = message
         super().__init__(f"policy '{policy}': {message}")
+
+    def __reduce__(self) -> tuple[type[PolicyError], tuple[str, str]]:
+        """Make it again from what it was made of: worker processes hand it to their parent."""
+        return type(self), (self.policy, self._reason)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

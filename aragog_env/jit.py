@@ -21,7 +21,7 @@ __all__ = ["inlined", "kernel", "njit", "prange"]
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def _sources_hash() -> str:
+def sources_hash() -> str:
     """Return a hash of every module of this package that compiles something, or lends constants to one that does."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
@@ -33,7 +33,7 @@ def _sources_hash() -> str:
 
 def _cache_folder() -> str:
     """Return a writable folder for this state of the sources."""
-    name = f"aragog-numba-{_sources_hash()}"
+    name = f"aragog-numba-{sources_hash()}"
     for parent in (_PACKAGE / "__pycache__", Path.home() / ".cache"):
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,9 @@ def _cache_folder() -> str:
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = _cache_folder()
+    numba.config.CACHE_DIR = _cache_folder()  # type: ignore[attr-defined]
 
-_OPTIONS = {"cache": True, "_nrt": False}
+_OPTIONS: dict[str, Any] = {"cache": True, "_nrt": False}
 # Arguments of kernels are int64 wherever a caller has a choice: every other combination of types compiles the callee again.
 #
 # Kernels allocate nothing, so they need no reference counts. Counting them costs a call per array whenever a named tuple of

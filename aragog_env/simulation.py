@@ -84,8 +84,8 @@ class Simulation:
         memo[id(self)] = twin
         twin.compiled, twin.environments = self.compiled, self.environments
         twin.tapes = list(self.tapes)
-        twin.state = EngineState(*(a.copy() for a in self.state))
-        twin.progress = ProgressState(*(a.copy() for a in self.progress))
+        twin.state = EngineState._make(a.copy() for a in self.state)
+        twin.progress = ProgressState._make(a.copy() for a in self.progress)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _set_arrivals(requests: NDArray[np.void], tape: Tape) -> int:
     n = len(requests)
     index = np.arange(n)
     delay = np.round(tape.think_s[index % users, index // users] * PS_PER_S).astype(np.int64)
-    first = np.sort(delay[: min(users, n)])
+    first = delay[: min(users, n)]
     requests["arrival_ps"][: len(first)] = first
     follows = index + users < n
     requests["successor"][follows] = index[follows] + users

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .action import Handle, allocate_steps, begin_one, step_all
 from .backends.sim import episode_log
 from .compiled_scenario import compile_scenario
+from .engine.state import EngineState
 from .env import StageDispatchEnv, copy_sharing, final_metrics, resolve_scenario, single_observation, spaces
 from .episode import EpisodeLog
 from .observation import PairFeature, allocate_observations
@@ -70,7 +71,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         self.simulation = Simulation(self.compiled, num_envs)
         self._out = allocate_observations(num_envs, self._slots, routes)
         self._result = allocate_steps(num_envs, *self.reward.objective)
-        self._handle: Handle | None = None
+        self._handle: tuple[EngineState, Handle] | None = None
         self._everywhere = np.ones(num_envs, np.bool_)
         self._done = np.zeros(num_envs, np.bool_)
         self._skip = np.zeros(num_envs, np.bool_)
@@ -114,12 +115,10 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
         """Step all environments; under NEXT_STEP, those that ended begin anew and ignore their action."""
         if self._seeds[0] < 0:
             raise gym.error.ResetNeeded("call reset before step")
-        if self._handle is None:
-            self._handle = self._make_handle()
         next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
         self._skip[:] = self._done if next_step else False
         was_done = self._done.copy()
-        step_all(self._handle, np.asarray(actions, np.int64), self._skip)
+        step_all(self._arrays(), np.asarray(actions, np.int64), self._skip)
         if self._skip.any():
             for e in np.flatnonzero(self._skip):
                 self._begin(int(e), None)
@@ -135,9 +134,13 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
                 self._restart(info, ended)
         return self._observations(), reward, terminated, truncated, info
 
-    def _make_handle(self) -> Handle:
+    def _arrays(self) -> Handle:
+        """Return all arrays as one object, made again where the simulation has replaced some by larger ones."""
         sim = self.simulation
-        return Handle(self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
+        if self._handle is None or self._handle[0] is not sim.state:
+            arrays = (self.compiled.workflow, self.compiled.engine, sim.state, sim.progress, self._out, self._result)
+            self._handle = (sim.state, Handle(*arrays))
+        return self._handle[1]
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return (num_envs, actions) booleans."""
@@ -176,9 +179,7 @@ class StageDispatchVectorEnv(VectorEnv[dict[str, Array], Array, Array]):
             self._generators[e] = seeding.np_random(seed)[0]
         episode_seed = seed if seed is not None else int(self._generators[e].integers(2**31))
         self.simulation.reset(e, episode_seed)
-        # The arrays may have grown.
-        self._handle = self._make_handle()
-        begin_one(self._handle, e)
+        begin_one(self._arrays(), e)
         self._seeds[e] = episode_seed
         self._done[e] = False
 

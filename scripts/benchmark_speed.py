@@ -82,7 +82,8 @@ def benchmark_vector(environments: int, steps: int, repeats: int, **overrides: o
     turn = np.arange(environments)
 
     def act(mask: np.ndarray) -> np.ndarray:
-        return (mask * (1 + (np.arange(slots_routes) + turn[:, None]) % 7)).argmax(axis=1)
+        chosen: np.ndarray = (mask * (1 + (np.arange(slots_routes) + turn[:, None]) % 7)).argmax(axis=1)
+        return chosen
 
     def run() -> None:
         nonlocal observation

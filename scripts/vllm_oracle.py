@@ -69,7 +69,8 @@ def segment_tokens(content: int, start: int, stop: int) -> list[int]:
     x = np.arange(start, stop, dtype=np.uint64) + salt
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(VOCABULARY)).tolist()
+    tokens: list[int] = ((x ^ (x >> np.uint64(31))) % np.uint64(VOCABULARY)).tolist()
+    return tokens
 
 
 class IterationTime:
@@ -100,7 +101,7 @@ class IterationTime:
 
     def iteration_ps(self, chunks: list[tuple[int, int]], decodes: int, kv_tokens: int, sampled: int) -> int:
         """Return the duration of one iteration."""
-        total = self.step[decodes + sum(new for new, _ in chunks)] + self.sample[sampled]
+        total: int = self.step[decodes + sum(new for new, _ in chunks)] + self.sample[sampled]
         total += sum(self.chunk_ps(new, cached) for new, cached in chunks)
         if decodes:
             segment = sum(kv_tokens >= decodes * point for point in self.context[:-1])

@@ -193,10 +193,10 @@ def test_an_edit_of_any_compiled_module_gives_a_new_cache_folder(
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(MODULES[name].read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(jit, "_PACKAGE", tmp_path)
-    seen = {jit._sources_hash()}
+    seen = {jit.sources_hash()}
     for name in compiled:
         copy = tmp_path / MODULES[name].relative_to(PACKAGE)
         copy.write_text(copy.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
-        digest = jit._sources_hash()
+        digest = jit.sources_hash()
         assert digest not in seen, f"aragog_env/{name} is not part of the cache key"
         seen.add(digest)

@@ -92,10 +92,8 @@ class ReferenceBackend:
         users = len(tape.think_s)
         for i in range(len(self._requests)):
             self._think_ps[i] = round(float(tape.think_s[i % users, i // users]) * PS_PER_S)
-        # Users are numbered in order of their first request.
-        first = sorted(self._think_ps[i] for i in range(min(users, len(self._requests))))
-        for i, arrival_ps in enumerate(first):
-            self._at(arrival_ps, _Event.ARRIVAL, i)
+        for i in range(min(users, len(self._requests))):
+            self._at(self._think_ps[i], _Event.ARRIVAL, i)
 
     def _at(self, time_ps: int, kind: _Event, request: int, node: int = -1) -> None:
         heapq.heappush(self._events, (time_ps, kind, request, node))

@@ -189,7 +189,7 @@ def register_blocks(state, e, spec, c, begin, end):
 
 @kernel
 def release_table(state, e, spec, replica, c, computed):
-    """Return the blocks of call `c`, which has `computed` tokens, last one first: a chain's tail is evicted before its head."""
+    """Return the blocks of call `c`, which has `computed` tokens, last one first: a chain is evicted from its tail."""
     arena, shared = state.call[e, c].arena, state.call[e, c].shared
     blocks, full = (computed + 15) >> 4, computed >> 4
     if blocks > shared:

@@ -78,7 +78,7 @@ def shared_blocks(requests: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
 
 
 @kernel
-def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
+def _arrive(state, e, tables, req, c, now):
     """Submit request `c` to replica 0."""
     call = state.call[e]
     call[c].prompt, call[c].output, call[c].priority = req.prompt[c], req.output[c], req.priority[c]
@@ -94,7 +94,7 @@ def _arrive(state, e, tables, req, c, now):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def run_open_loop(state, e, tables, req):  # type: ignore[no-untyped-def]
+def run_open_loop(state, e, tables, req):
     """Serve all requests on replica 0 of environment `e`; results stay in `state.call[e]`."""
     clear_replica(state, e, 0, tables)
     for c in range(req.prompt.shape[0]):

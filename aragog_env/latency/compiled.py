@@ -39,7 +39,7 @@ class CompiledLatency(NamedTuple):
 
 
 @inlined
-def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped-def]
+def decode_segment(context_grid, decodes, kv_tokens):
     """Return the segment of the decode curve for `decodes` sequences with `kv_tokens` tokens of context in all."""
     segment = 0
     for j in range(context_grid.shape[0] - 1):
@@ -51,7 +51,7 @@ def decode_segment(context_grid, decodes, kv_tokens):  # type: ignore[no-untyped
 
 
 @inlined
-def chunk_ps(chunk_new, chunk_cached, table_ps, new, cached):  # type: ignore[no-untyped-def]
+def chunk_ps(chunk_new, chunk_cached, table_ps, new, cached):
     """Return the attention time of one prefill chunk of `new` tokens on `cached` earlier ones.
 
     Bilinear on the grid and beyond its upper ends; a chunk below the smallest grid point takes its share of that point.

@@ -72,6 +72,7 @@ def draw_tape(scenario: Scenario, tables: Sequence[OutcomeTable], seed: int) -> 
     if arrivals.kind == "closed":
         turns = -(-n // max(arrivals.users, 1))
         think = draw_think_times(arrivals, turns, stream(seed, Stream.THINKING))
+        think[:, :1].sort(axis=0)  # requests are numbered in order of arrival, and so are the users by their first ones
         return Tape(np.full(n, np.inf), workflow, query, uniform, think)
     return Tape(draw_arrivals(arrivals, n, stream(seed, Stream.ARRIVALS)), workflow, query, uniform)
 

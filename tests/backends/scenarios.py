@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import mkdtemp
 from typing import Any
 
 import yaml
@@ -29,6 +31,9 @@ from aragog_env.specs.workflow import (
 )
 from aragog_env.specs.workload import ArrivalSpec, MixEntry, WorkloadSpec
 
+FOLDER = Path(mkdtemp(prefix="aragog-test-"))
+"""Scenarios name workflows by file. Equal workflows have equal names, since hypothesis wants the same example twice."""
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 SMALL, LARGE = "toy-small", "toy-large"
 
 
@@ -36,7 +41,7 @@ def written(workflow: WorkflowSpec) -> str:
     """Write a workflow to a file and return its path, which is all a scenario can name."""
     plain = _without_none(to_dict(workflow, defaults=False))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(gettempdir()) / f"aragog-test-workflow-{digest}.yaml"
+    path = FOLDER / f"{digest}.yaml"
     path.write_text(yaml.safe_dump(plain, sort_keys=False))
     return str(path)
 

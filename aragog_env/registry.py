@@ -41,6 +41,46 @@ _POLICIES: dict[str, PolicyEntry] = {
     "earliest_finish": PolicyEntry(
         "baselines.rules:EarliestFinishPolicy", "oldest call, the route predicted to end it first"
     ),
+    "aragog": PolicyEntry(
+        "policies.aragog.policy:AragogPolicy",
+        "viable configurations once per request, joint choice per stage by beam search (arXiv 2511.20975)",
+        ("aragog", "aragog:oracle"),
+    ),
+    "per_workflow": PolicyEntry(
+        "baselines.per_workflow:PerWorkflowPolicy",
+        "one configuration for all: the cheapest that matches the largest's mean accuracy",
+        ("per_workflow", "per_workflow:oracle"),
+    ),
+    "per_input": PolicyEntry(
+        "baselines.per_input:PerInputPolicy",
+        "the cheapest viable configuration of each request, chosen at arrival",
+        ("per_input", "per_input:oracle"),
+    ),
+    "per_input_plus": PolicyEntry(
+        "baselines.per_input_plus:PerInputPlusPolicy",
+        "the viable configuration predicted to answer first, chosen at arrival",
+        ("per_input_plus", "per_input_plus:oracle"),
+    ),
+    "per_input_plus_plus": PolicyEntry(
+        "baselines.per_input_plus:PerInputPlusPlusPolicy",
+        "the same, chosen again at every stage",
+        ("per_input_plus_plus", "per_input_plus_plus:oracle"),
+    ),
+    "viable_shortest_queue": PolicyEntry(
+        "baselines.viable_rules:ViableShortestQueuePolicy",
+        "at every call, the least loaded server that keeps the request viable",
+        ("viable_shortest_queue", "viable_shortest_queue:oracle"),
+    ),
+    "viable_power_of_two": PolicyEntry(
+        "baselines.viable_rules:ViablePowerOfTwoPolicy",
+        "at every call, the less loaded of two random servers that keep the request viable",
+        ("viable_power_of_two", "viable_power_of_two:oracle"),
+    ),
+    "viable_random": PolicyEntry(
+        "baselines.viable_rules:ViableRandomPolicy",
+        "at every call, any server that keeps the request viable",
+        ("viable_random", "viable_random:oracle"),
+    ),
 }
 
 
@@ -57,6 +97,19 @@ def policy_entries() -> dict[str, PolicyEntry]:
 def policy_names() -> tuple[str, ...]:
     """Return the names that can be used as they are."""
     return tuple(name for key, entry in _POLICIES.items() for name in (entry.variants or (key,)))
+
+
+def load_policy_class(name: str) -> type:
+    """Return the class of a registered policy, e.g. of ``fixed`` or ``fixed:largest``.
+
+    Raises:
+        SpecError: no such policy, or its class cannot be imported.
+    """
+    key = name.partition(":")[0]
+    if key not in _POLICIES:
+        raise SpecError(f"unknown policy '{name}'.{did_you_mean(key, _POLICIES)}")
+    cls: type = _load(_POLICIES[key].entry_point, name)
+    return cls
 
 
 def make_policy(name: str) -> Policy:

@@ -8,7 +8,7 @@ import pytest
 
 from aragog_env import registry
 from aragog_env.errors import AragogError, SpecError
-from aragog_env.registry import make_policy, policy_entries, policy_names, register_policy
+from aragog_env.registry import load_policy_class, make_policy, policy_entries, policy_names, register_policy
 
 MODULE = """
 class Mine:
@@ -47,9 +47,17 @@ def message(name: str) -> str:
 def test_the_issues_policies_are_there() -> None:
     wanted = {"random", "round_robin", "least_loaded", "power_of_two", "fixed:largest", "fixed:smallest"}
     assert wanted | {"earliest_finish"} <= set(policy_names())
+    paper = {"aragog", "per_workflow", "per_input", "per_input_plus", "per_input_plus_plus"}
+    assert paper | {"viable_shortest_queue", "viable_power_of_two", "viable_random"} <= set(policy_names())
     for name in policy_names():
         assert callable(make_policy(name).act)
     assert all(entry.summary for entry in policy_entries().values())
+
+
+def test_the_class_behind_a_name() -> None:
+    assert load_policy_class("fixed:largest").__name__ == "FixedPolicy"
+    with pytest.raises(SpecError, match="Did you mean 'fixed'"):
+        load_policy_class("fixd:largest")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_the_issues_policies_are_there() -> None:
         ("least_load", "Did you mean 'least_loaded'?"),
         ("fixed:larges", None),  # an argument of 'fixed', checked against the scenario
         ("roundrobin", "Did you mean 'round_robin'?"),
-        ("zzz", "Known: earliest_finish, fixed"),
+        ("zzz", "Known: aragog, aragog:oracle, earliest_finish"),
     ],
 )
 def test_unknown_names_get_a_hint(name: str, hint: str | None) -> None:

@@ -6,12 +6,13 @@ from typing import Final
 
 DEFAULT_POLICIES: Final = (
     "random",
-    "round_robin",
     "least_loaded",
-    "power_of_two",
     "fixed:smallest",
     "fixed:largest",
     "earliest_finish",
+    "per_workflow",
+    "per_input",
+    "aragog",
 )
 DEFAULT_SEEDS: Final = 5
 CAPACITY_SEEDS: Final = 3

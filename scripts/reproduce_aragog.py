@@ -1,0 +1,106 @@
+"""Reproduce the Aragog paper's evaluation (arXiv 2511.20975, section 5) in the simulator, its numbers beside ours.
+
+    python -m scripts.reproduce_aragog [--quick] [--out results/reproduction]
+
+Runs all five workflow-data pairs on Qwen, Llama and mixed models at arrival rates up to past saturation, the ablations and
+Fig. 4's binding strategies, on every core. Results land on disk as they come, so that an interrupted run goes on when started
+again. Writes reproduction.md, reproduction.json and figures/*.png; --report-only writes them again from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aragog_env.errors import AragogError
+from aragog_env.harness.episodes import write_atomically
+from aragog_env.harness.evaluate import policy_maker, run_jobs
+from aragog_env.harness.jobs import simulated
+from aragog_env.harness.pool import Pool, usable_cores
+from aragog_env.harness.progress import Progress, automatic
+from aragog_env.harness.results import Results, finite, open_for_writing, read
+
+from .reproduction import figures, routing, search, tables
+from .reproduction.findings import collect, plain
+from .reproduction.measure import Measured
+from .reproduction.plan import FULL, QUICK, Runs, Size, all_runs, jobs_for
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer pairs, rates, requests and one seed: under 3 minutes"
+    )
+    parser.add_argument("--out", type=Path, help="results folder (default: results/reproduction, or -quick)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one per core)")
+    parser.add_argument("--embedder", default="", help="checkpoint of a router with another embedder, to compare it")
+    parser.add_argument("--report-only", action="store_true", help="write tables and figures from what is on disk")
+    options = parser.parse_args(arguments)
+    size = replace(QUICK if options.quick else FULL, embedder=options.embedder)
+    out = options.out or Path("results") / ("reproduction-quick" if options.quick else "reproduction")
+    try:
+        reproduce(size, out, workers=options.workers, run=not options.report_only)
+    except AragogError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def reproduce(
+    size: Size,
+    out: Path,
+    *,
+    workers: int = 1,
+    run: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run what is missing and write the report; return its data.
+
+    Args:
+        size: how much is run.
+        out: results folder; what is there is not run again.
+        workers: processes.
+        run: False only reports.
+        progress: told about every run.
+
+    Raises:
+        AragogError: a run failed, or `run` is off and one is missing.
+    """
+    begin = time.perf_counter()
+    results = execute(all_runs(size), size, out, workers, progress or automatic()) if run else read(out)
+    data = collect(Measured(results, size.seeds), size)
+    data["routing"] = routing.overheads(data, size)
+    data["search"] = search.searches(size.snapshots, out)
+    write_atomically(out / "reproduction.json", json.dumps(finite(plain(data)), indent=1).encode() + b"\n")
+    write_atomically(out / "reproduction.md", tables.markdown(data).encode())
+    pictures = figures.save_all(data, out / "figures")
+    print(tables.markdown(data))
+    print(f"{out / 'reproduction.md'}, {len(pictures)} figures; {time.perf_counter() - begin:.0f} s")
+    return data
+
+
+def execute(runs: list[Runs], size: Size, out: Path, workers: int, progress: Progress) -> Results:
+    """Run the episodes that are not on disk yet."""
+    scenarios = list({run.scenario.name: run.scenario for run in runs}.values())
+    policies = list(dict.fromkeys(run.setting.policy for run in runs))
+    settings = {"policies": policies, "seeds": list(range(size.seeds)), "size": size.name}
+    with open_for_writing(out, scenarios, resume=(out / "manifest.json").exists(), settings=settings) as results:
+        with Pool(workers, policy_maker(policies), simulated) as pool:
+            try:
+                run_jobs(results, jobs_for(runs, size, str(out)), pool, progress)
+            finally:
+                progress.end()
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -134,12 +134,21 @@ class OutcomeTable:
         """What of the queries may be known before they are answered."""
         return QuerySet(self.query_ids, self.query_texts, self.query_features, self.query_tokens)
 
-    def viable(self, tolerance: float = 0.02) -> NDArray[np.bool_]:
-        """Return which configurations answer a query as well as the largest, (Q, C); the largest always does.
+    def match_largest(self, draws: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Return which configurations answer a query as well as the largest one does, (Q, C).
 
-        Aragog (section 2) labels a configuration by whether it matches the most expensive one on that input. Here answers
-        are right with a probability, so "matches" means at most `tolerance` below: where the largest fails, all match.
+        Aragog's viable configurations (section 2): right, or as wrong as the most expensive one. An answer is right where its
+        draw is below its probability.
+
+        Args:
+            draws: in [0, 1), (Q,) where one number decides about all configurations of a query, as in an episode; or (Q, C)
+                where every configuration was run for itself, as when a router's training data are made.
         """
+        right = (draws[:, None] if draws.ndim == 1 else draws) < self.p_correct
+        return np.asarray(right | ~right[:, -1:])
+
+    def almost_as_likely(self, tolerance: float = 0.02) -> NDArray[np.bool_]:
+        """Return which configurations are right with at most `tolerance` less probability than the largest, (Q, C)."""
         return np.asarray(self.p_correct >= self.p_correct[:, -1:] - np.float32(tolerance))
 
     def uniform_configuration(self, model: int) -> int:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .outcomes import OutcomeTable
     from .specs.scenario import Scenario
     from .view import DispatchView
@@ -60,5 +63,12 @@ class NeedsOutcomes(Protocol):
     No policy finds outcomes in its view; this is the one open door, and results record who went through it.
     """
 
-    def receive_outcomes(self, tables: tuple[OutcomeTable, ...]) -> None:
-        """Take the table of each workflow of the scenario; called before every `reset`."""
+    def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
+        """Take the outcomes of each workflow of the scenario; called before every `reset`.
+
+        Args:
+            tables: probabilities that answers are right, and lengths.
+            draws: per workflow (Q,) in [0, 1): in this episode the answer to a query is right under every configuration whose
+                probability is above its number. Empty where nobody knows (a live cluster): then take 0.5. Oracles may use
+                it; a router that trained on it would have seen the exam.
+        """

@@ -55,9 +55,9 @@ class MetaQueuePolicy(ABC):
         self.same = same
         self.hold, self.charge_routing = hold, charge_routing
 
-    def receive_outcomes(self, tables: tuple[OutcomeTable, ...]) -> None:
+    def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         """Hand the tables to the source of viable sets."""
-        self.sets.receive_outcomes(tables)
+        self.sets.receive_outcomes(tables, draws)
 
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Forget all requests."""

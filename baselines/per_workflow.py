@@ -39,9 +39,9 @@ class PerWorkflowPolicy(MetaQueuePolicy):
         self.exact, self.tolerance = viable == "oracle", tolerance
         self.tables: tuple[OutcomeTable, ...] = ()
 
-    def receive_outcomes(self, tables: tuple[OutcomeTable, ...]) -> None:
+    def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         """Keep the tables."""
-        super().receive_outcomes(tables)
+        super().receive_outcomes(tables, draws)
         self.tables = tables
 
     def reset(self, scenario: Scenario, seed: int) -> None:

@@ -181,7 +181,7 @@ def test_table_of_real_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     real = np.array([[float(rows[q][c]) for c in columns] for q in table.query_ids])
     uniform = table.p_correct[:, [table.uniform_configuration(m) for m in range(3)]]
     assert (uniform == real).all()
-    assert table.viable()[:, :-1].any(axis=1).all()
+    assert table.almost_as_likely()[:, :-1].any(axis=1).all()
     assert not table.query_texts
     assert build_main(["--out", str(tmp_path / "w.npz"), "--model", "a=GPT-5"]) == 2
     assert "has no model 'GPT-5'" in capsys.readouterr().err

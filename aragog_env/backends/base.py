@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..episode import EpisodeLog
     from ..outcomes import OutcomeTable
     from ..policy import Dispatch, Wait
@@ -47,6 +50,10 @@ class Backend(Protocol):
     @property
     def outcomes(self) -> tuple[OutcomeTable, ...]:
         """The outcome table of each workflow, for policies that are handed them (`policy.NeedsOutcomes`)."""
+
+    @property
+    def draws(self) -> tuple[NDArray[np.float64], ...]:
+        """Per workflow (Q,): which answers of the tables are right in this episode (`policy.NeedsOutcomes`)."""
 
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far, with empty `policy` and `decision_s`: the caller knows those."""

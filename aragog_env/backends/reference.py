@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..compiled_scenario import CompiledScenario, compile_scenario
 from ..engine.config import EngineRequest
@@ -61,6 +62,7 @@ class ReferenceBackend:
         """Begin the episode of `seed` and go to its first decision."""
         compiled = self.compiled
         tape = draw_tape(self.scenario, compiled.outcomes, seed)
+        self._draws = tape.draws
         self._servers = [
             Server(config, latency) for config, latency in zip(compiled.engines, self._latencies, strict=True)
         ]
@@ -325,6 +327,11 @@ class ReferenceBackend:
     def outcomes(self) -> tuple[OutcomeTable, ...]:
         """The outcome table of each workflow."""
         return self.compiled.outcomes
+
+    @property
+    def draws(self) -> tuple[NDArray[np.float64], ...]:
+        """Per workflow (Q,): which answers of the tables are right in this episode."""
+        return self._draws
 
     # --- records --------------------------------------------------------------------------------------------
 

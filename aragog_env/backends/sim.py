@@ -103,6 +103,12 @@ class SimBackend:
         """The outcome table of each workflow, for policies that are handed them (`policy.NeedsOutcomes`)."""
         return self.compiled.outcomes
 
+    @property
+    def draws(self) -> tuple[NDArray[np.float64], ...]:
+        """Per workflow (Q,): which answers of the tables are right in this episode."""
+        tape = self.simulation.tapes[0]
+        return () if tape is None else tape.draws
+
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far."""
         return episode_log(self.simulation, 0)

@@ -53,8 +53,8 @@ def run_episode(
     """
     backend.reset(seed)
     if isinstance(policy, NeedsOutcomes):
-        tables = backend.outcomes
-        _guarded(lambda: policy.receive_outcomes(tables), policy_name, "receive_outcomes")
+        tables, draws = backend.outcomes, backend.draws
+        _guarded(lambda: policy.receive_outcomes(tables, draws), policy_name, "receive_outcomes")
     _guarded(lambda: policy.reset(backend.scenario, seed), policy_name, "reset")
     decisions_ns: list[int] = []
     slots, overflow = backend.scenario.observation.ready_slots, 0

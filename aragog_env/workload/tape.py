@@ -38,6 +38,8 @@ class Tape:
     think_s: NDArray[np.float64] | None = None  # (users, ceil(n / users)), closed loop only
     """Request i belongs to user i % users and is that user's (i // users)-th; [u, j] passes before request j,
     after the start of the episode or after the completion of the user's request before."""
+    draws: tuple[NDArray[np.float64], ...] = ()
+    """Per workflow (Q,): `uniform` by query."""
 
 
 def stream(seed: int, kind: Stream, *index: int) -> np.random.Generator:
@@ -64,17 +66,18 @@ def draw_tape(scenario: Scenario, tables: Sequence[OutcomeTable], seed: int) -> 
     workflow = np.searchsorted(edges, stream(seed, Stream.MIX).random(n), side="right").astype(np.int32)
     query = np.empty(n, dtype=np.int32)
     uniform = np.empty(n, dtype=np.float64)
+    draws = tuple(stream(seed, Stream.OUTCOMES, w).random(table.queries) for w, table in enumerate(tables))
     for w, table in enumerate(tables):
         mine = np.flatnonzero(workflow == w)
         query[mine] = draw_queries(table.queries, len(mine), stream(seed, Stream.QUERIES, w))
-        uniform[mine] = stream(seed, Stream.OUTCOMES, w).random(table.queries)[query[mine]]
+        uniform[mine] = draws[w][query[mine]]
     arrivals = workload.arrivals
     if arrivals.kind == "closed":
         turns = -(-n // max(arrivals.users, 1))
         think = draw_think_times(arrivals, turns, stream(seed, Stream.THINKING))
         think[:, :1].sort(axis=0)  # requests are numbered in order of arrival, and so are the users by their first ones
-        return Tape(np.full(n, np.inf), workflow, query, uniform, think)
-    return Tape(draw_arrivals(arrivals, n, stream(seed, Stream.ARRIVALS)), workflow, query, uniform)
+        return Tape(np.full(n, np.inf), workflow, query, uniform, think, draws)
+    return Tape(draw_arrivals(arrivals, n, stream(seed, Stream.ARRIVALS)), workflow, query, uniform, draws=draws)
 
 
 def draw_queries(queries: int, n: int, rng: np.random.Generator) -> NDArray[np.int32]:

@@ -114,9 +114,9 @@ class AragogPolicy:
         """Set it to a list to keep the rounds that are searched (`scripts/beam_quality.py`)."""
         self._scenario: Scenario | None = None
 
-    def receive_outcomes(self, tables: tuple[OutcomeTable, ...]) -> None:
+    def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         """Hand the outcome tables to the source of viable sets: an oracle reads them, a router is trained on them."""
-        self.sets.receive_outcomes(tables)
+        self.sets.receive_outcomes(tables, draws)
 
     def reset(self, scenario: Scenario, seed: int) -> None:
         """Forget the last episode, and profile the cluster if it is a new one. Nothing here is random."""

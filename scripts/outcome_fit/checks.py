@@ -195,7 +195,7 @@ def check_table(table: OutcomeTable, family: str) -> TableCheck:
         lower = np.flatnonzero(digits[:, k] < m - 1)
         steps.append((p[:, lower + m ** (n - 1 - k)] - p[:, lower]).ravel())
     gain = np.concatenate(steps)
-    viable = table.viable()
+    viable = table.almost_as_likely()
     accuracy = table.accuracy
     u = p[:, uniform]
     # the first LLM stage may be several copies (the voters): all of them count as first

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulation", "reward"),
     ("observation",),
     ("action",),
+    ("servers", "recording"),
     ("backends",),
     ("env", "vector_env"),
     ("registry",),
@@ -55,6 +56,8 @@ UPWARD_IN_FUNCTIONS = {
     ("env", "frame"),
     ("vector_env", "render"),
     ("vector_env", "frame"),
+    # What a recording notes about the machine is what results note.
+    ("backends.live", "harness.provenance"),
 }
 """Imports from a higher layer, inside functions: (importer, imported)."""
 

@@ -155,7 +155,9 @@ def test_who_is_fastest_and_who_is_most_accurate_is_known() -> None:
 def test_who_knows_the_answers_is_as_right_as_the_largest_and_faster(name: str) -> None:
     largest = run("fixed:largest", rate_rps=1.0)
     found = run(name, rate_rps=1.0)
-    assert found["accuracy_expected"] >= largest["accuracy_expected"] - 0.02
+    # The cheapest configuration for a whole workflow is chosen by means; the others know each answer.
+    measure = "accuracy_expected" if name.startswith("per_workflow") else "accuracy"
+    assert found[measure] >= largest[measure]
     assert found["jct_mean_s"] <= largest["jct_mean_s"]
     if name.startswith("per_input"):
         # On idle servers these take the small model where it is as good, which it is for some of the 16 queries.

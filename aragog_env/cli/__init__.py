@@ -20,8 +20,11 @@ COMMANDS: Final[dict[str, str]] = {
     "validate": "re-run results and compare them bit for bit",
     "list": "list policies, scenarios, clusters, workflows, models, GPUs, arrivals, metrics",
     "describe": "show what a scenario consists of",
+    "cluster": "start, watch and stop real vLLM servers",
+    "profile": "measure throughput against load, and the saturation point, of every replica",
+    "train-router": "train Aragog's router on a scenario's outcome tables, and report how good it is",
 }
-MODULES: Final[dict[str, str]] = {"list": "listing"}
+MODULES: Final[dict[str, str]] = {"list": "listing", "train-router": "train_router"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _top_level(words: list[str]) -> int:
     """Answer --help, --version and unknown commands without importing any command."""
-    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     parser = Parser(
         prog="aragog",
         description="Evaluate policies that schedule agentic LLM workflows on vLLM clusters.",

@@ -33,7 +33,7 @@ def told_table(
         models=tuple(f"model{m}" for m in range(models)),
         nodes=nodes,
         llm_nodes=tuple(range(stages)),
-        p_correct=np.where(right, 0.9, 0.1).astype(np.float32),
+        p_correct=np.where(right, 0.99, 0.01).astype(np.float32),
         output_tokens=np.full((queries, stages, models), 10, np.int32),
         own_prompt_tokens=np.full((queries, stages), 10, np.int32),
         skipped=np.zeros((queries, stages, models), np.bool_),

@@ -216,7 +216,7 @@ def test_polling_holds_rounds_at_given_times() -> None:
 def served_within(policy: AragogPolicy, backend: SimBackend, log: EpisodeLog) -> int:
     """Assert that every request was served as some viable configuration says; return how many sets had a choice."""
     sets = OracleViableSets()
-    sets.receive_outcomes(backend.outcomes)
+    sets.receive_outcomes(backend.outcomes, backend.draws)
     models, choices = len(log.models), 0
     for i, request in enumerate(log.requests):
         workflow = int(request["workflow"])

@@ -1,0 +1,1 @@
+"""Real vLLM servers: starting and stopping them, calling them, reading their metrics."""

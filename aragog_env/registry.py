@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import AragogError, SpecError, did_you_mean
 from .policy import Policy
@@ -108,7 +109,7 @@ def load_policy_class(name: str) -> type:
     key = name.partition(":")[0]
     if key not in _POLICIES:
         raise SpecError(f"unknown policy '{name}'.{did_you_mean(key, _POLICIES)}")
-    cls: type = _load(_POLICIES[key].entry_point, name)
+    cls: type = load_entry_point(_POLICIES[key].entry_point, name)
     return cls
 
 
@@ -130,7 +131,7 @@ def make_policy(name: str) -> Policy:
     else:
         hint = did_you_mean(name, {*policy_names(), *_POLICIES})
         raise SpecError(f"unknown policy '{name}'.{hint}")
-    cls_object = _load(entry_point, name)
+    cls_object = load_entry_point(entry_point, name)
     positional, keywords = _parse(arguments)
     try:
         policy = cls_object(*positional, **keywords)
@@ -172,7 +173,14 @@ def _value(text: str) -> object:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _load(entry_point: str, name: str):  # type: ignore[no-untyped-def]
+def load_entry_point(entry_point: str, name: str) -> Any:
+    """Return what ``"module:attribute"`` names; `name` is who asks, for error messages.
+
+    This is the only way from this package to `policies`, `baselines` and `workflows`.
+
+    Raises:
+        SpecError: no such module or attribute.
+    """
     module_name, _, attribute = entry_point.partition(":")
     package = module_name.partition(".")[0]
     if package in ("policies", "baselines", "workflows"):

@@ -25,6 +25,7 @@ import aragog_env
 from aragog_env.engine.open_loop import prepare, run_compiled, run_open_loop
 from aragog_env.engine.reference import run_reference
 from aragog_env.engine.workloads import WORKLOADS, EngineWorkload, synthetic_latency
+from scripts.benchmark_beam import beam_round_ms
 from scripts.oracle_runs import find_vllm_python, run_vllm
 
 ENV_ID = "aragog/StageDispatch-v0"
@@ -127,6 +128,7 @@ def main() -> None:
             f"vector environment, {n} envs", f"{benchmark_vector(n, 64000 // n // 8, repeats):,.0f} decisions/s"
         )
     table.add_row("single environment (gym.make)", f"{benchmark_single(4000, repeats):,.0f} steps/s")
+    table.add_row("Aragog's round: 64 ready calls, 3 models, B=4", f"{beam_round_ms():.3f} ms (median)")
     Console(width=140).print(table)
     print(f"aragog-gym {aragog_env.__version__}, default scenario; cpu count {os.cpu_count()}")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 from rollouts import ENV_ID, SCENARIOS, Step, episode
+
+# Profiles and trained routers: not the user's, and the same for all worker processes.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "user")
 
 
 @pytest.fixture(params=list(SCENARIOS))

@@ -43,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from ..errors import SpecError
     from ..harness.capacity import SweepSettings, capacity
-    from ..harness.defaults import DEFAULT_POLICIES
     from ..harness.evaluate import default_folder
     from ..harness.progress import Silent, automatic
 
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     words = shared.command_line()
     try:
         results, found = capacity(
-            options.policy or list(DEFAULT_POLICIES),
+            shared.chosen_policies(options, [scenario]),
             scenario,
             shared.chosen_seeds(options),
             settings=settings,

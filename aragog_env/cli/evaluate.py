@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_run_options(parser, seeds=DEFAULT_SEEDS)
     parser.add_argument(
-        "--baseline", metavar="POLICY", help="policy that differences are taken to (default: round_robin)"
+        "--baseline", metavar="POLICY", help="policy that differences are taken to (default: round_robin, else least_loaded)"
     )
     parser.add_argument(
         "--wandb", choices=("off", "offline", "online"), default="off", help="mirror to Weights & Biases"
@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from ..errors import SpecError
-    from ..harness.defaults import DEFAULT_POLICIES
     from ..harness.evaluate import default_folder, evaluate
     from ..harness.progress import Silent, automatic
     from ..harness.summary import choose_baseline
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and options.out is None:
         raise SpecError("--resume needs --out: the folder to go on with")
     scenarios = [shared.scenario_from(name, options) for name in options.scenario or ["default"]]
-    policies = options.policy or list(DEFAULT_POLICIES)
+    policies = shared.chosen_policies(options, scenarios)
     choose_baseline(policies, options.baseline)
     folder = Path(options.out) if options.out else default_folder(scenarios[0].name)
     words = shared.command_line()

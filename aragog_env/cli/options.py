@@ -97,6 +97,18 @@ def scenario_from(name: str, options: argparse.Namespace) -> Scenario:
     )
 
 
+def chosen_policies(options: argparse.Namespace, scenarios: list[Scenario]) -> list[str]:
+    """Return the policies that were asked for, else the default ones that can run; says which cannot."""
+    if options.policy:
+        return list(options.policy)
+    from ..harness.choice import default_policies
+
+    policies, note = default_policies(scenarios)
+    if note:
+        print(note, file=sys.stderr)
+    return policies
+
+
 def chosen_seeds(options: argparse.Namespace) -> list[int]:
     """Return the seeds that were asked for."""
     return list(options.seed) if options.seed else list(range(options.seeds))

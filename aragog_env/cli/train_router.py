@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from ..registry import _load
+    from ..registry import load_entry_point
     from ..specs.load import load_scenario
 
     # Policies live above this package: reached by name only.
-    train = _load("policies.aragog.command:train_scenario", "train-router")
-    cells = _load("policies.aragog.command:cells", "train-router")
+    train = load_entry_point("policies.aragog.command:train_scenario", "train-router")
+    cells = load_entry_point("policies.aragog.command:cells", "train-router")
     reports, files = train(
         load_scenario(options.scenario),
         workflows=options.workflow or (),

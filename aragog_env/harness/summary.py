@@ -86,15 +86,18 @@ def summarise(results: Results, metrics: Sequence[str] = tuple(METRICS), baselin
     return tables
 
 
+USUAL_BASELINES = ("round_robin", "least_loaded")
+
+
 def choose_baseline(policies: Iterable[str], wanted: str | None = None) -> str | None:
-    """Return the policy that differences are taken to: the wanted one, else round robin, else the first."""
+    """Return the policy that differences are taken to: the wanted one, else the first of `USUAL_BASELINES`, else the first."""
     names = list(dict.fromkeys(policies))
     if wanted is not None:
         if wanted not in names:
             hint = did_you_mean(wanted, names)
             raise SpecError(f"baseline '{wanted}' is not among the policies of these results.{hint}")
         return wanted
-    return "round_robin" if "round_robin" in names else (names[0] if names else None)
+    return next((name for name in (*USUAL_BASELINES, *names) if name in names), None)
 
 
 def format_value(name: str, value: float) -> str:

@@ -19,6 +19,7 @@ from .plan import (
     binding_pairs,
     binding_settings,
     bound_rps,
+    knowledge_settings,
     main_settings,
     pairs,
     rates_for,
@@ -38,6 +39,7 @@ def collect(measured: Measured, size: Size) -> Data:
     return {
         "size": {**asdict(size), "steady_part": "20% to 80% of completions"},
         "pairs": [_pair(measured, size, pair) for pair in pairs(size)],
+        "knowledge": [_knowledge(measured, size, pair) for pair in pairs(size)],
         "binding": [_binding(measured, size, pair) for pair in binding_pairs(size)],
         "ablations": [_ablations(measured, size, pair) for pair in ablated_pairs(size)],
     }
@@ -83,6 +85,25 @@ def _curve(curve: Curve) -> Data:
         "cluster": curve.setting.cluster,
         "rates_rps": [point.rate_rps for point in curve.points],
         **{name: [point.estimate(name) for point in curve.points] for name in names},
+    }
+
+
+def _knowledge(measured: Measured, size: Size, pair: Pair) -> Data:
+    rates = rates_for(pair, size.top_fractions)
+    settings = main_settings(pair, size) | knowledge_settings(pair, size)
+    curves = {name: measured.curve(pair, setting, rates) for name, setting in settings.items()}
+    compared = {
+        "oracles": ("aragog_oracle", "per_input"),
+        "oracles_per_workflow": ("aragog_oracle", "per_workflow"),
+        "oracles_8_gpus": ("aragog_oracle_8_gpus", "per_input"),
+        "routers": ("aragog", "per_input_router"),
+    }
+    return {
+        "workflow": pair.workflow,
+        "family": pair.family,
+        "ceiling_rps": {name: curve.best.estimate("throughput_rps") for name, curve in curves.items()},
+        "gain": {name: gain(curves[a].ceiling, curves[b].ceiling) for name, (a, b) in compared.items()},
+        "accuracy": {name: curve.top.mean("accuracy") for name, curve in curves.items()},
     }
 
 

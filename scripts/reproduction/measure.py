@@ -87,7 +87,7 @@ class Measured:
         points = []
         for rate in sorted(rates_rps):
             runs = [self._run(setting.policy, scenario, seed, rate) for seed in range(self.seeds)]
-            names = (*LATENCIES, "accuracy_expected", "accuracy_relative", "utilisation", "decision_p50_ms")
+            names = (*LATENCIES, "accuracy", "accuracy_expected", "accuracy_relative", "utilisation", "decision_p50_ms")
             values = {name: np.array([run.metrics[name] for run in runs]) for name in names}
             values["throughput_rps"] = np.array([self._steady(run) for run in runs])
             points.append(Point(rate, values))

@@ -116,6 +116,16 @@ def main_settings(pair: Pair, size: Size) -> dict[str, Setting]:
     }
 
 
+def knowledge_settings(pair: Pair, size: Size) -> dict[str, Setting]:
+    """Return what separates late binding from what is known: Aragog as an oracle, and per-input with the learned router."""
+    own, other = WITH_ROUTER[pair.family], WITHOUT_ROUTER[pair.family]
+    return {
+        "aragog_oracle": Setting("aragog:oracle", own),
+        "aragog_oracle_8_gpus": Setting("aragog:oracle", other),
+        "per_input_router": Setting(named("per_input", size.viable, charge_routing="true"), own),
+    }
+
+
 def binding_settings(pair: Pair) -> dict[str, Setting]:
     """Return Fig. 4's strategies that the main comparison lacks; all four run on the same cluster with oracles."""
     other = WITHOUT_ROUTER[pair.family]
@@ -233,6 +243,8 @@ def _wanted(size: Size) -> Iterator[tuple[Pair, Setting, tuple[float, ...]]]:
     for pair in pairs(size):
         for setting in main_settings(pair, size).values():
             yield pair, setting, rates_for(pair, size.fractions)
+        for setting in knowledge_settings(pair, size).values():
+            yield pair, setting, rates_for(pair, size.top_fractions)
     for pair in binding_pairs(size):
         for setting in binding_settings(pair).values():
             yield pair, setting, rates_for(pair, size.top_fractions)

@@ -87,6 +87,7 @@ def markdown(data: Data) -> str:
         "## Accuracy\n",
         _accuracy(data),
     ]
+    parts += ["## Who knows what\n", _knowledge(data)]
     if data["binding"]:
         parts += ["## Binding strategies (Fig. 4)\n", _binding(data)]
     for entry in data["ablations"]:
@@ -123,6 +124,21 @@ def _ceilings(data: Data) -> str:
         rows.append(row)
     header = ("pair", "requests", "Aragog, req/s", "per-input, req/s", "per-workflow, req/s")
     return table((*header, "gain vs per-input, %", "paper", "gain vs per-workflow, %", "paper"), rows)
+
+
+def _knowledge(data: Data) -> str:
+    rows = []
+    for entry in data["knowledge"]:
+        gains, right = entry["gain"], entry["accuracy"]
+        row = [_name(entry), *(percent(gains[k]) for k in ("oracles", "oracles_per_workflow", "oracles_8_gpus", "routers"))]
+        row += [percent(right[k], sign=False) for k in ("aragog_oracle", "per_input", "aragog", "per_input_router")]
+        rows.append(row)
+    header = ("pair", "oracle Aragog vs per-input, %", "vs per-workflow, %", "the same, 8 GPUs each, vs per-input, %")
+    answers = ("right: Aragog oracle, %", "per-input oracle, %", "Aragog router, %", "per-input router, %")
+    return (
+        "Gains in throughput ceiling when both sides know the same. An oracle knows which answers will be right in the "
+        "episode, so its share of right answers is above what its configurations reach on average.\n\n"
+    ) + table((*header, "both with the router, 7 GPUs each, %", *answers), rows)
 
 
 def _ranges(data: Data) -> str:

@@ -31,7 +31,7 @@ class RouterReport:
     recall: float
     accuracy_largest: float
     loss: float
-    """Accuracy lost by choosing stage by stage among the set (`SetLoss.late_binding`), which thresholds hold down (`TrainSettings.most_loss`)."""
+    """Accuracy lost by choosing stage by stage among the set (`SetLoss.late_binding`): `TrainSettings.most_loss` bounds it."""
     loss_any: float
     """Accuracy lost by a member of the set picked at random."""
     loss_cheapest: float

@@ -34,7 +34,7 @@ BUSY: dict[str, Any] = {
             ),
         ),
         workload=WorkloadSpec(
-            ArrivalSpec("poisson", 8.0),
+            ArrivalSpec("poisson", 30.0),
             (MixEntry("voting_mmlu_pro"), MixEntry("text_to_sql_bird"), MixEntry("self_refine_humaneval")),
         ),
         horizon=HorizonSpec(20, warmup_requests=2),

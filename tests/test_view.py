@@ -67,7 +67,8 @@ def secrets(backend: SimBackend) -> dict[str, np.ndarray]:
     found["call output"] = sim.state.call[0]["output"]
     found["all requests"], found["all calls"] = sim.progress.request, sim.state.call
     tape = sim.tapes[0]
-    found |= {f"tape {f.name}": getattr(tape, f.name) for f in dataclasses.fields(tape)}
+    found |= {f"tape {f.name}": getattr(tape, f.name) for f in dataclasses.fields(tape) if f.name != "draws"}
+    found |= {f"tape draws {k}": draws for k, draws in enumerate(tape.draws)}
     for k, table in enumerate(compiled.outcomes):
         for name in ("p_correct", "output_tokens", "skipped", "tool_s", "own_prompt_tokens"):
             found[f"outcomes {k} {name}"] = getattr(table, name)

@@ -34,8 +34,8 @@ def tables() -> list[OutcomeTable]:
 
 
 def same(a: Tape, b: Tape, *names: str) -> bool:
-    arrays: list[tuple[Any, Any]] = [(getattr(a, name), getattr(b, name)) for name in names]
-    return all(x.tobytes() == y.tobytes() for x, y in arrays)
+    pairs: list[tuple[Any, Any]] = [(getattr(a, name), getattr(b, name)) for name in names]
+    return all(np.concatenate(x, axis=None).tobytes() == np.concatenate(y, axis=None).tobytes() for x, y in pairs)
 
 
 def test_equal_seeds_give_equal_bytes(tables: list[OutcomeTable]) -> None:

@@ -28,6 +28,7 @@ from aragog_env.harness.results import Results, finite, open_for_writing, read
 from .reproduction import figures, routing, search, tables
 from .reproduction.findings import collect, plain
 from .reproduction.measure import Measured
+from .reproduction.paper import FAMILIES
 from .reproduction.plan import FULL, QUICK, Runs, Size, all_runs, jobs_for
 
 
@@ -40,9 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="results folder (default: results/reproduction, or -quick)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one per core)")
     parser.add_argument("--embedder", default="", help="checkpoint of a router with another embedder, to compare it")
+    parser.add_argument(
+        "--family", action="append", choices=list(FAMILIES), help="these families of models only, repeatable"
+    )
     parser.add_argument("--report-only", action="store_true", help="write tables and figures from what is on disk")
     options = parser.parse_args(arguments)
     size = replace(QUICK if options.quick else FULL, embedder=options.embedder)
+    if options.family:
+        # Figure 4 and the ablations are of Qwen.
+        ablated = size.ablated if "qwen" in options.family else ()
+        size = replace(size, families=tuple(dict.fromkeys(options.family)), ablated=ablated)
     out = options.out or Path("results") / ("reproduction-quick" if options.quick else "reproduction")
     try:
         reproduce(size, out, workers=options.workers, run=not options.report_only)

@@ -31,6 +31,7 @@ from ..progress import TEMPLATE_CONTENT
 from ..specs.load import scenario_hash
 from ..specs.scenario import HorizonSpec, ObjectiveSpec, ObservationSpec, Scenario
 from ..specs.workload import ArrivalSpec
+from .episodes import write_atomically
 
 SCHEMA: Final = 1
 SATURATION_SHARE: Final = 0.95
@@ -116,14 +117,8 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            partial.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        write_atomically(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aragog_env.errors import SpecError
+from aragog_env.harness.episodes import write_atomically
 from aragog_env.outcomes import OutcomeTable
 
 from .heads import HIDDEN_LAYERS, Floats, HeadStack
@@ -83,15 +84,9 @@ class Checkpoint:
             arrays[f"weight_{layer}"] = np.stack([f.heads.weights[layer] for f in self.folds]).astype(np.float16)
             arrays[f"bias_{layer}"] = np.stack([f.heads.biases[layer] for f in self.folds]).astype(np.float16)
         text = json.dumps({"schema": SCHEMA, **self.manifest}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, manifest=np.array(text), **arrays)  # type: ignore[arg-type]
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, manifest=np.array(text), **arrays)  # type: ignore[arg-type]
+        write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:

@@ -19,7 +19,7 @@ from aragog_env.outcomes import OutcomeTable
 from .heads import HIDDEN_LAYERS, Floats, HeadStack
 from .pruning import ScorePrior
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,11 @@ class FoldRouter:
 
     heads: HeadStack
     threshold: float
-    """Of all heads: one logit scale per workflow, see `policies.aragog.fitting`."""
+    """Of all heads: they say minus the expected loss in points, see `policies.aragog.calibration`."""
     margin: float
+    certain: float
     prior: ScorePrior
-    """Of logits; `prior.shifted(threshold)` is that of scores."""
+    """Of what heads say; `prior.shifted(threshold)` is that of scores above the threshold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,7 @@ class Checkpoint:
             "input_scale": np.stack([f.heads.scale for f in self.folds]),
             "threshold": np.array([f.threshold for f in self.folds]),
             "margin": np.array([f.margin for f in self.folds]),
+            "certain": np.array([f.certain for f in self.folds]),
             "prior_mean": np.stack([f.prior.mean for f in self.folds]),
             "prior_factors": np.stack([f.prior.factors for f in self.folds]),
             "prior_noise": np.stack([f.prior.noise for f in self.folds]),
@@ -122,6 +124,7 @@ class Checkpoint:
                 ),
                 float(content["threshold"][k]),
                 float(content["margin"][k]),
+                float(content["certain"][k]),
                 ScorePrior(content["prior_mean"][k], content["prior_factors"][k], content["prior_noise"][k]),
             )
             for k in range(len(content["threshold"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -73,6 +75,28 @@ def fit_heads(
     """
     torch = _torch()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _one_thread():
+        return _fit(vectors, labels, lattice, settings, seed, where)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: products are small, and threads that wait for each other are slow on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(
+    vectors: Floats, labels: NDArray[np.bool_], lattice: tuple[int, int], settings: FitSettings, seed: int, where: Any
+) -> HeadStack:
+    import torch
+
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(vectors))
     held = max(1, round(settings.validation * len(vectors)))

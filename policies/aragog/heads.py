@@ -50,7 +50,7 @@ class HeadStack:
         return np.asarray(np.clip((vectors - self.mean) * self.scale, -5, 5), np.float32)
 
     def logits(self, vectors: Floats, heads: NDArray[np.int64] | None = None) -> Floats:
-        """Return what `heads` (k,) (None: all) say about queries (b, D): log odds of being viable, (b, k)."""
+        """Return what `heads` (k,) (None: all) say about queries (b, D), (b, k): log odds or calibrated scores."""
         x = self.standardise(vectors)
         chosen = np.arange(self.count) if heads is None else np.asarray(heads, np.int64)
         result = np.empty((len(x), len(chosen)), np.float32)

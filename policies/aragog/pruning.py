@@ -2,11 +2,12 @@
 
 Swapping one stage of a configuration to a larger model almost never hurts (Aragog, section 3.1). So a *clear yes* of one
 head decides every configuration above it, a *clear no* every one below it; an answer inside the band around the threshold
-decides its own configuration only, which keeps the few exceptions apart. The next head is the one that is expected to
-decide most of what is still undecided. Routing may stop after any head: what is undecided then is not viable.
+decides its own configuration only. The next head is the one that is expected to decide most of what is still undecided.
+Routing may stop after any head: what is undecided then is not viable.
 
-"Expected" is under what the training questions tell: how often each head says yes, and how its answers go together with
-those of others (`ScorePrior`). Without the second part, about twice as many heads are asked.
+"Almost" and "expected" are under what the training questions tell: how often each head says yes, and how its answers go
+together with those of others (`ScorePrior`). A configuration whose head is expected to say the contrary is left undecided by
+its neighbours' answers; one whose head could only say one thing, with a stated certainty, is decided without being asked.
 """
 
 from __future__ import annotations
@@ -128,22 +129,28 @@ def begin(order: NDArray[np.bool_], queries: int, factors: int) -> QueryState:
 
 
 @_kernel
+def _expected_score(prior, state, q, c):
+    """Return what head c will say of query q, in standard deviations above its threshold, given the answers so far."""
+    factors = prior.factors.shape[1]
+    mean, variance = np.float64(prior.mean[c]), np.float64(prior.noise[c])
+    for i in range(factors):
+        mean += prior.factors[c, i] * state.z[q, i]
+        for j in range(factors):
+            variance += prior.factors[c, i] * state.covariance[q, i, j] * prior.factors[c, j]
+    return mean / math.sqrt(variance)
+
+
+@_kernel
 def next_head(prior, state, q):
     """Return the head to ask about query q: most decisions expected; -1 when all is decided.
 
     Of equal ones the first is taken, so that the order depends on nothing but the answers.
     """
     best, most = -1, -1.0
-    factors = prior.factors.shape[1]
     for c in range(state.verdict.shape[1]):
         if state.verdict[q, c] != UNDECIDED:
             continue
-        mean, variance = np.float64(prior.mean[c]), np.float64(prior.noise[c])
-        for i in range(factors):
-            mean += prior.factors[c, i] * state.z[q, i]
-            for j in range(factors):
-                variance += prior.factors[c, i] * state.covariance[q, i, j] * prior.factors[c, j]
-        yes = 1.0 / (1.0 + math.exp(-_LOGISTIC * mean / math.sqrt(variance)))
+        yes = 1.0 / (1.0 + math.exp(-_LOGISTIC * _expected_score(prior, state, q, c)))
         expected = yes * state.above[q, c] + (1.0 - yes) * state.below[q, c]
         if expected > most:
             best, most = c, expected
@@ -180,27 +187,43 @@ def _learn(prior, c, score, state, q):
 
 
 @_kernel
-def answer_head(order, prior, c, score, margin, state, q):
+def conclude(order, prior, certain, state, q):
+    """Decide the configurations of query q whose heads are `certain` standard deviations or more from their threshold."""
+    for c in range(order.shape[0]):
+        if state.verdict[q, c] == UNDECIDED:
+            score = _expected_score(prior, state, q, c)
+            if score >= certain:
+                _settle(order, c, YES, state, q)
+            elif score <= -certain:
+                _settle(order, c, NO, state, q)
+
+
+@_kernel
+def answer_head(order, prior, c, score, margin, certain, state, q):
     """Take the answer of head c about query q, `score` above its threshold, and decide what follows from it."""
     state.asked[q] += 1
     _learn(prior, c, score, state, q)
     _settle(order, c, YES if score >= 0.0 else NO, state, q)
     if score >= margin:
         for b in range(order.shape[0]):
-            if order[c, b] and state.verdict[q, b] == UNDECIDED:
+            undecided = order[c, b] and state.verdict[q, b] == UNDECIDED
+            if undecided and _expected_score(prior, state, q, b) >= 0.0:
                 _settle(order, b, YES, state, q)
     elif score <= -margin:
         for a in range(order.shape[0]):
-            if order[a, c] and state.verdict[q, a] == UNDECIDED:
+            undecided = order[a, c] and state.verdict[q, a] == UNDECIDED
+            if undecided and _expected_score(prior, state, q, a) <= 0.0:
                 _settle(order, a, NO, state, q)
+    conclude(order, prior, certain, state, q)
 
 
 @_kernel
-def _prune_all(order, prior, score, margin, state):
+def _prune_all(order, prior, score, margin, certain, state):
     for q in range(score.shape[0]):
+        conclude(order, prior, certain, state, q)
         c = next_head(prior, state, q)
         while c >= 0:
-            answer_head(order, prior, c, score[q, c], margin, state, q)
+            answer_head(order, prior, c, score[q, c], margin, certain, state, q)
             c = next_head(prior, state, q)
 
 
@@ -218,7 +241,9 @@ class Pruned:
         return yes if heads is None else yes & (self.step <= heads)
 
 
-def prune(order: NDArray[np.bool_], prior: ScorePrior, score: Floats, margin: float) -> Pruned:
+def prune(
+    order: NDArray[np.bool_], prior: ScorePrior, score: Floats, margin: float, certain: float = math.inf
+) -> Pruned:
     """Decide all configurations of Q queries, given what every head would say if asked.
 
     Args:
@@ -226,7 +251,8 @@ def prune(order: NDArray[np.bool_], prior: ScorePrior, score: Floats, margin: fl
         prior: what the training questions tell of scores.
         score: (Q, C) logit of each head minus its threshold: at least 0 is a yes.
         margin: half width of the band in which an answer decides its own configuration only.
+        certain: standard deviations from the threshold at which a head that has not been asked counts as decided.
     """
     state = begin(order, len(score), prior.factors.shape[1])
-    _prune_all(order, prior, np.ascontiguousarray(score, np.float32), margin, state)
+    _prune_all(order, prior, np.ascontiguousarray(score, np.float32), margin, certain, state)
     return Pruned(state.verdict, state.step, state.asked)

@@ -19,8 +19,7 @@ class RouterReport:
     """Held-out quality of one workflow's router; means over questions.
 
     `kept` counts all configurations of the set, `viable_kept` those that really are viable. The blind prior ignores the query:
-    one set for all, the largest that loses no more accuracy than the router does. It is chosen with hindsight, on the very
-    questions that it is compared on, which favours it.
+    the configurations that lose least on the other folds' questions, as many as lose no more accuracy than the router's sets.
     """
 
     workflow: str
@@ -31,7 +30,7 @@ class RouterReport:
     recall: float
     accuracy_largest: float
     loss: float
-    """Accuracy lost by choosing stage by stage among the set (`SetLoss.late_binding`): `TrainSettings.most_loss` bounds it."""
+    """Accuracy lost by choosing stage by stage among the set, the worse of two ways: `TrainSettings.most_loss` bounds it."""
     loss_any: float
     """Accuracy lost by a member of the set picked at random."""
     loss_cheapest: float
@@ -55,13 +54,16 @@ class RouterReport:
 
 
 def held_out_report(
-    table: OutcomeTable, labels: NDArray[np.bool_], score: NDArray[np.float32], pruned: Pruned
+    table: OutcomeTable,
+    labels: NDArray[np.bool_],
+    score: NDArray[np.float32],
+    pruned: Pruned,
+    fold_of: NDArray[np.int16],
 ) -> RouterReport:
-    """Return the report of held-out scores (Q, C) and what pruning made of them."""
+    """Return the report of held-out scores (Q, C) and what pruning made of them; `fold_of` (Q,) as in `Checkpoint`."""
     loss = SetLoss.of(table)
     sets, every = pruned.sets(), with_largest(score >= 0)
-    marginal, questions = labels.mean(axis=0), table.queries
-    blind = blind_sets(marginal, loss, questions, loss(sets))
+    blind = blind_sets(loss.gap, fold_of, loss, loss(sets))
     hits = int((sets & labels)[:, :-1].sum())
     return RouterReport(
         workflow=table.workflow,
@@ -78,7 +80,7 @@ def held_out_report(
         viable_kept=float((sets & labels).sum(axis=1).mean()),
         only_largest=float((sets.sum(axis=1) == 1).mean()),
         viable=float(labels.sum(axis=1).mean()),
-        blind=float(labels[:, blind].sum(axis=1).mean()),
+        blind=float((labels & blind).sum(axis=1).mean()),
         heads_every=table.configurations - 1,
         heads_asked=float(pruned.asked.mean()),
         heads_p95=float(np.percentile(pruned.asked, 95)),

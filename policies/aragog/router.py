@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, FoldRouter
 from .cost import RoutingCost
 from .embedders import make_embedder
 from .heads import head_logit
-from .pruning import YES, Pruned, answer_head, begin, lattice_order, next_head
+from .pruning import YES, Pruned, answer_head, begin, conclude, lattice_order, next_head
 from .store import find_or_train
 from .training import TrainSettings, prune_folds
 
@@ -34,17 +34,18 @@ _kernel = cast(Callable[[Callable[..., Any]], Any], numba.njit(cache=True))
 
 
 @_kernel
-def _walk(order, prior, weights, biases, x, threshold, margin, most, state):  # type: ignore[no-untyped-def]
+def _walk(order, prior, weights, biases, x, threshold, margin, certain, most, state):  # type: ignore[no-untyped-def]
     """Ask the heads that pruning wants, query by query, at most `most` of each; x (b, D) is standardised."""
     width = weights[0].shape[2]
     scratch, out = np.empty(width, np.float32), np.empty(width, np.float32)
     for q in range(x.shape[0]):
+        conclude(order, prior, certain, state, q)
         for _ in range(most):
             c = next_head(prior, state, q)
             if c < 0:
                 break
             score = head_logit(weights, biases, c, x[q], scratch, out) - threshold
-            answer_head(order, prior, c, score, margin, state, q)
+            answer_head(order, prior, c, score, margin, certain, state, q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,7 @@ class Router:
             fold.heads.standardise(vectors),
             fold.threshold,
             fold.margin,
+            fold.certain,
             self.order.shape[0] if most is None else most,
             state,
         )

@@ -17,14 +17,15 @@ from aragog_env.outcomes import OutcomeTable, configuration_digits
 
 Floats = NDArray[np.float32]
 NEVER: Final = 1e3
-"""A threshold that no logit reaches: only the largest configuration is kept."""
+"""A threshold that no score reaches: only the largest configuration is kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class SetLoss:
     """Accuracy that sets of configurations lose against the largest one, in probability of a right answer.
 
-    What a set loses depends on who picks from it. Thresholds go by `late_binding`, as the scheduler does it under load.
+    What a set loses depends on who picks from it. Thresholds go by two ways of picking stage by stage, as the scheduler does:
+    any model equally often, and the smallest one, since small engines have free slots first and gain most by filling them.
     """
 
     gap: NDArray[np.float64]  # (Q, C) accuracy of the largest minus that of the configuration
@@ -41,8 +42,8 @@ class SetLoss:
         """Return the same for some of the queries."""
         return SetLoss(self.gap[queries], self.cost, self.models)
 
-    def late_binding(self, sets: NDArray[np.bool_]) -> float:
-        """Return the loss of choosing stage by stage, each time any model that keeps a member of `sets` (Q, C).
+    def late_binding(self, sets: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the loss of choosing stage by stage, each time any model that keeps a member of `sets` (Q, C); (Q,).
 
         Under load every engine has the next free slot about equally often.
         """
@@ -53,7 +54,14 @@ class SetLoss:
             value, alive = value.reshape(split), alive.reshape(split)
             options = alive.sum(axis=2)
             value, alive = (value * alive).sum(axis=2) / np.maximum(options, 1), options > 0
-        return float(value.mean())
+        return np.asarray(value[:, 0])
+
+    def smallest_first(self, sets: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the loss of choosing stage by stage, each time the smallest model that keeps a member of `sets` (Q, C); (Q,).
+
+        Members are numbered as if models were digits, the first stage first: that is each set's first member.
+        """
+        return np.asarray(self.gap[np.arange(len(sets)), sets.argmax(axis=1)])
 
     def any_member(self, sets: NDArray[np.bool_]) -> float:
         """Return the loss of a member of `sets` (Q, C) picked at random, averaged over queries; sets are not empty."""
@@ -65,8 +73,16 @@ class SetLoss:
         return float(self.gap[np.arange(len(sets)), chosen].mean())
 
     def __call__(self, sets: NDArray[np.bool_]) -> float:
-        """Return the loss that thresholds hold down."""
-        return self.late_binding(sets)
+        """Return the loss of `sets` (Q, C): that of the worse way of picking."""
+        return float(max(self.late_binding(sets).mean(), self.smallest_first(sets).mean()))
+
+    def upper(self, sets: NDArray[np.bool_]) -> float:
+        """Return the loss plus one standard error over questions (Breiman's rule): what thresholds hold down.
+
+        They are chosen on these questions for others. With 164 of them the error is as large as the loss.
+        """
+        ways = (self.late_binding(sets), self.smallest_first(sets))
+        return float(max(way.mean() + way.std() / np.sqrt(len(way)) for way in ways))
 
 
 def relative_cost(table: OutcomeTable) -> NDArray[np.float64]:
@@ -88,34 +104,40 @@ def with_largest(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return sets
 
 
-def choose_threshold(logits: Floats, loss: SetLoss, most: float, steps: int = 200) -> float:
-    """Return the lowest threshold on logits (Q, C) from which on no higher one loses more than `most`.
+def choose_threshold(scores: Floats, loss: SetLoss, most: float, steps: int = 200) -> float:
+    """Return the lowest threshold on scores (Q, C) from which on no higher one's `SetLoss.upper` is above `most`.
 
-    Candidates are quantiles of the logits. Going down from the top and stopping at the first excess is the cautious choice:
+    Candidates are quantiles of the scores. Going down from the top and stopping at the first excess is the cautious choice:
     further down the loss may happen to fall again.
     """
-    candidates = np.unique(np.quantile(logits[:, :-1], np.linspace(0, 1, steps)))[::-1]
+    candidates = np.unique(np.quantile(scores[:, :-1], np.linspace(0, 1, steps)))[::-1]
     chosen = NEVER
     for candidate in candidates:
-        if loss(with_largest(logits >= candidate)) > most:
+        if loss.upper(with_largest(scores >= candidate)) > most:
             break
         chosen = float(candidate)
     return chosen
 
 
 def blind_sets(
-    marginal: NDArray[np.float64], loss: Callable[[NDArray[np.bool_]], float], questions: int, most: float
+    gap: NDArray[np.float64], fold_of: NDArray[np.int16], loss: Callable[[NDArray[np.bool_]], float], most: float
 ) -> NDArray[np.bool_]:
-    """Return the largest set that ignores the query and loses at most `most`, (C,).
+    """Return the largest sets (Q, C) that do not depend on the query and lose at most `most`: what a router must beat.
 
-    Configurations join by their marginal viability (C,), the most viable first: the baseline that a router must beat. It may
-    go past sets that lose more, if a larger set does not. `loss` takes sets (questions, C).
+    Configurations join by their mean accuracy, the best first, as far as the other folds' questions tell it: like a router's
+    thresholds it is learned elsewhere. How far to go is chosen with hindsight, to compare at equal loss. It may go past sets
+    that lose more, if larger ones do not.
+
+    Args:
+        gap: (Q, C) accuracy lost by configurations, see `SetLoss`.
+        fold_of: (Q,) fold of each question.
+        loss: of sets (Q, C).
+        most: loss allowed.
     """
-    best = np.zeros(len(marginal), np.bool_)
-    best[-1] = True
-    for level in np.unique(marginal)[::-1]:
-        candidate = marginal >= level
-        candidate[-1] = True
-        if loss(np.broadcast_to(candidate, (questions, len(marginal)))) <= most:
+    mean = np.stack([gap[fold_of != k].mean(axis=0) for k in range(int(fold_of.max()) + 1)])[fold_of]
+    best = with_largest(np.zeros(gap.shape, np.bool_))
+    for level in np.unique(np.quantile(mean[:, :-1], np.linspace(0, 1, 200))):
+        candidate = with_largest(mean <= level)
+        if loss(candidate) <= most:
             best = candidate
     return best

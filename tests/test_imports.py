@@ -34,9 +34,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulation", "reward"),
     ("observation",),
     ("action",),
+    ("encoding",),
     ("servers", "recording"),
+    ("calibration",),
     ("backends",),
     ("env", "vector_env"),
+    ("live_env",),
     ("registry",),
     ("harness",),
     ("render",),
@@ -52,12 +55,13 @@ UPWARD_IN_FUNCTIONS = {
     ("specs.validate", "latency.memory"),
     # On the last step and on `render()` only.
     ("env", "harness.metrics"),
+    ("live_env", "harness.metrics"),
     ("env", "render"),
     ("env", "frame"),
     ("vector_env", "render"),
     ("vector_env", "frame"),
     # What a recording notes about the machine is what results note.
-    ("backends.live", "harness.provenance"),
+    ("backends.live.backend", "harness.provenance"),
 }
 """Imports from a higher layer, inside functions: (importer, imported)."""
 

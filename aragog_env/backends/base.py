@@ -56,7 +56,10 @@ class Backend(Protocol):
         """Per workflow (Q,): which answers of the tables are right in this episode (`policy.NeedsOutcomes`)."""
 
     def log(self) -> EpisodeLog:
-        """Return the log of the episode so far, with empty `policy` and `decision_s`: the caller knows those."""
+        """Return the log of the episode so far, with empty `policy` and `decision_s`: the caller knows those.
+
+        (`decision_s` holds what the caller cannot know: decisions of earlier processes, in a live run that was resumed.)
+        """
 
     def close(self) -> None:
         """Release what the backend holds."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -37,7 +37,7 @@ from ..workload.tape import Tape, draw_tape
 from .reference_server import Call, Request, Server
 
 
-class _Event(IntEnum):
+class Event(IntEnum):
     """What happens at a time of its own; at one instant in this order."""
 
     TOOL_END = 0
@@ -60,12 +60,12 @@ class ReferenceBackend:
 
     def reset(self, seed: int) -> None:
         """Begin the episode of `seed` and go to its first decision."""
-        compiled = self.compiled
-        tape = draw_tape(self.scenario, compiled.outcomes, seed)
+        self.load(draw_tape(self.scenario, self.compiled.outcomes, seed))
+
+    def load(self, tape: Tape) -> None:
+        """Begin an episode with given traffic and go to its first decision."""
         self._draws = tape.draws
-        self._servers = [
-            Server(config, latency) for config, latency in zip(compiled.engines, self._latencies, strict=True)
-        ]
+        self._servers = self._make_servers()
         self._requests = [
             Request(index, int(workflow), int(query), float(uniform))
             for index, (workflow, query, uniform) in enumerate(
@@ -78,26 +78,30 @@ class ReferenceBackend:
         self._dispatched: list[Call] = []
         self._decisions = 0
         self._contents: dict[tuple[object, ...], int] = {}
-        self._events: list[tuple[int, _Event, int, int]] = []  # (time, kind, request, node)
+        self._events: list[tuple[int, int, int, int]] = []  # (time, kind, request, node)
         self._think_ps: dict[int, int] = {}
         self._now_ps = 0
         self.done = self.truncated = False
         self._plan_arrivals(tape)
         self._advance()
 
+    def _make_servers(self) -> Sequence[Server]:
+        engines = zip(self.compiled.engines, self._latencies, strict=True)
+        return [Server(config, latency) for config, latency in engines]
+
     def _plan_arrivals(self, tape: Tape) -> None:
         """Schedule the arrivals that depend on nothing; in a closed loop, note when each user comes back."""
         if tape.think_s is None:
             for request, arrival_s in zip(self._requests, tape.arrival_s, strict=True):
-                self._at(round(float(arrival_s) * PS_PER_S), _Event.ARRIVAL, request.index)
+                self._at(round(float(arrival_s) * PS_PER_S), Event.ARRIVAL, request.index)
             return
         users = len(tape.think_s)
         for i in range(len(self._requests)):
             self._think_ps[i] = round(float(tape.think_s[i % users, i // users]) * PS_PER_S)
         for i in range(min(users, len(self._requests))):
-            self._at(self._think_ps[i], _Event.ARRIVAL, i)
+            self._at(self._think_ps[i], Event.ARRIVAL, i)
 
-    def _at(self, time_ps: int, kind: _Event, request: int, node: int = -1) -> None:
+    def _at(self, time_ps: int, kind: int, request: int, node: int = -1) -> None:
         heapq.heappush(self._events, (time_ps, kind, request, node))
 
     # --- time -----------------------------------------------------------------------------------------------
@@ -132,21 +136,32 @@ class ReferenceBackend:
         news = False
         for server in self._servers:
             for call in server.end_iterations(self._now_ps):
-                self._complete(call)
-                news = True
+                news = self._ended(call) or news
         while self._events and self._events[0][0] == self._now_ps:
-            _, kind, index, node = heapq.heappop(self._events)
-            if kind is _Event.TOOL_END:
-                self._complete(self._requests[index].calls[node])
-            else:
-                self._arrive(self._requests[index])
-            news = True
+            news = self._happen(*heapq.heappop(self._events)[1:]) or news
         return news
+
+    def _ended(self, call: Call) -> bool:
+        """A call has its last token; return whether a policy may want to know."""
+        self._complete(call)
+        return True
+
+    def _happen(self, kind: int, index: int, node: int) -> bool:
+        """Let an event happen; return whether a policy may want to know."""
+        if kind == Event.TOOL_END:
+            self._complete(self._requests[index].calls[node])
+        else:
+            self._arrive(self._requests[index])
+        return True
 
     # --- requests -------------------------------------------------------------------------------------------
 
     def _workflow(self, request: Request) -> tuple[WorkflowGraph, OutcomeTable]:
         return self.compiled.graphs[request.workflow], self.compiled.outcomes[request.workflow]
+
+    def _row(self, request: Request) -> int:
+        """Return the row of the outcome table that a request is about."""
+        return request.query
 
     def _arrive(self, request: Request) -> None:
         request.arrival_ps = self._now_ps
@@ -160,7 +175,7 @@ class ReferenceBackend:
 
     def _start_nodes(self, request: Request) -> None:
         """Start or skip every node whose parents are done; finish the request when no node is left."""
-        graph, outcomes = self._workflow(request)
+        graph = self._workflow(request)[0]
         for k, node in enumerate(graph.nodes):  # in topological order: one pass is enough
             if k in request.started or not request.done.issuperset(node.parents):
                 continue
@@ -170,18 +185,23 @@ class ReferenceBackend:
                 continue
             call = request.calls[k] = Call(request, k, self._now_ps)
             if node.kind == "tool":
-                call.output_tokens = int(outcomes.output_tokens[request.query, k, 0])
-                tool_ps = round(float(outcomes.tool_s[request.query, k]) * PS_PER_S)
-                self._at(self._now_ps + tool_ps, _Event.TOOL_END, request.index, k)
+                call.output_tokens, tool_s = self._tool(request, k)
+                self._at(self._now_ps + round(tool_s * PS_PER_S), Event.TOOL_END, request.index, k)
             else:
                 call.prompt_tokens = sum(length for _, length in self._prompt(call))
                 self._ready.append(call)
         if len(request.done) == len(graph.nodes):
             self._finish(request)
 
+    def _tool(self, request: Request, k: int) -> tuple[int, float]:
+        """Return the tokens that a tool answers with, and its seconds."""
+        outcomes = self._workflow(request)[1]
+        row = self._row(request)
+        return int(outcomes.output_tokens[row, k, 0]), float(outcomes.tool_s[row, k])
+
     def _is_skipped(self, request: Request, k: int, node: Node) -> bool:
         """Return whether a node is a surplus copy, or its `skip.on` call says that it is not needed."""
-        skipped = self._workflow(request)[1].skipped[request.query, k]
+        skipped = self._workflow(request)[1].skipped[self._row(request), k]
         return bool(skipped[self._served_by(request, node.skip_on)])
 
     def _served_by(self, request: Request, node: int) -> int:
@@ -191,19 +211,22 @@ class ReferenceBackend:
 
     def _finish(self, request: Request) -> None:
         """Grade a request and, in a closed loop, let its user think about the next one."""
-        graph, outcomes = self._workflow(request)
+        graph = self._workflow(request)[0]
         request.finish_ps = self._now_ps
         request.configuration = 0
         for k, node in enumerate(graph.nodes):
             if node.kind == "llm":
                 digit = self._served_by(request, k)
                 request.configuration = request.configuration * len(self.compiled.models) + digit
-        p_correct = float(outcomes.p_correct[request.query, request.configuration])
-        request.correct = int(request.uniform < p_correct)
+        request.correct = int(request.uniform < self._p_correct(request, request.configuration))
         self._completed += 1
         following = request.index + self.scenario.workload.arrivals.users
         if following in self._think_ps:
-            self._at(self._now_ps + self._think_ps[following], _Event.ARRIVAL, following)
+            self._at(self._now_ps + self._think_ps[following], Event.ARRIVAL, following)
+
+    def _p_correct(self, request: Request, configuration: int) -> float:
+        """Return how likely a configuration's answer to a request is right."""
+        return float(self._workflow(request)[1].p_correct[self._row(request), configuration])
 
     def _prompt(self, call: Call) -> list[tuple[int, int]]:
         """Return the (content id, tokens) of a prompt's parts."""
@@ -211,7 +234,7 @@ class ReferenceBackend:
         graph, outcomes = self._workflow(request)
         prompt = graph.stage_of[call.node].prompt
         assert prompt is not None
-        own = int(outcomes.own_prompt_tokens[request.query, call.node])
+        own = int(outcomes.own_prompt_tokens[self._row(request), call.node])
         template = min(prompt.template_tokens, own)
         parts = [
             (self._content("template", request.workflow, prompt.template), template),
@@ -276,21 +299,27 @@ class ReferenceBackend:
         call.dispatch_ps, call.sequence = self._now_ps, len(self._dispatched)
         # A server stops at max_model_len (`vllm/v1/core/sched/utils.py:check_stop`).
         room = self.compiled.engines[route].max_model_len - call.prompt_tokens
-        written = int(self._workflow(request)[1].output_tokens[request.query, call.node, call.model])
-        call.output_tokens = min(written, room)
+        call.output_tokens = min(self._written(call), room)
         self._ready.remove(call)
         self._dispatched.append(call)
-        self._servers[route].submit(
-            call,
-            EngineRequest(
-                request_id=call.sequence,
-                arrival_ps=self._now_ps,
-                prompt=tuple(part for part in self._prompt(call) if part[1]),
-                output_tokens=call.output_tokens,
-                output_content_id=self._content("output", request.index, call.node),
-                priority=action.priority,
-            ),
+        asked = EngineRequest(
+            request_id=call.sequence,
+            arrival_ps=self._now_ps,
+            prompt=tuple(part for part in self._prompt(call) if part[1]),
+            output_tokens=call.output_tokens,
+            output_content_id=self._content("output", request.index, call.node),
+            priority=action.priority,
         )
+        self._send(call, asked)
+
+    def _written(self, call: Call) -> int:
+        """Return the tokens that a call's model writes."""
+        outcomes = self._workflow(call.request)[1]
+        return int(outcomes.output_tokens[self._row(call.request), call.node, call.model])
+
+    def _send(self, call: Call, asked: EngineRequest) -> None:
+        """Hand a call to its server."""
+        self._servers[call.route].submit(call, asked)
 
     def view(self) -> DispatchView:
         """Return the current decision."""
@@ -374,14 +403,17 @@ class ReferenceBackend:
 
     def _request_row(self, request: Request) -> Iterator[object]:
         """Yield the fields of REQUEST_DTYPE."""
-        p_correct = self._workflow(request)[1].p_correct[request.query]
+        largest = self._workflow(request)[1].configurations - 1
         yield from (request.workflow, request.query)
         yield from (self._seconds(request.arrival_ps), self._seconds(request.finish_ps))
         yield from (request.configuration, request.correct)
-        yield p_correct[request.configuration] if request.finish_ps >= 0 else float("nan")
-        yield p_correct[-1]
-        row = int(self.compiled.workflow.first_row[request.workflow]) + request.query
-        yield int(self.compiled.standalone_ps[row]) / PS_PER_S
+        yield self._p_correct(request, request.configuration) if request.finish_ps >= 0 else float("nan")
+        yield self._p_correct(request, largest)
+        yield self._alone_s(request)
+
+    def _alone_s(self, request: Request) -> float:
+        row = int(self.compiled.workflow.first_row[request.workflow]) + self._row(request)
+        return int(self.compiled.standalone_ps[row]) / PS_PER_S
 
     def _call_row(self, call: Call) -> Iterator[object]:
         """Yield the fields of CALL_DTYPE."""

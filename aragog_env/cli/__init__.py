@@ -21,7 +21,11 @@ COMMANDS: Final[dict[str, str]] = {
     "list": "list policies, scenarios, clusters, workflows, models, GPUs, arrivals, metrics",
     "describe": "show what a scenario consists of",
     "cluster": "start, watch and stop real vLLM servers",
+    "export": "write the recording of a live run as JSON lines",
+    "calibrate": "fit a cluster to recorded live runs: iteration times, overheads, shared processors",
+    "fidelity": "compare live runs with their replay, and how policies rank in both",
     "profile": "measure throughput against load, and the saturation point, of every replica",
+    "train": "train a scheduler: PPO, DQN or imitation of another policy",
     "train-router": "train Aragog's router on a scenario's outcome tables, and report how good it is",
 }
 MODULES: Final[dict[str, str]] = {"list": "listing", "train-router": "train_router"}

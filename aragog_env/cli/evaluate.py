@@ -1,6 +1,7 @@
-"""Run policies x scenarios x seeds on the simulator; write results, a report with pictures, and a table.
+"""Run policies x scenarios x seeds; write results, a report with pictures, and a table.
 
-Every result is on disk as soon as it is there; an interrupted run goes on with --resume.
+On the simulator, or with --backend live on real servers, one run after the other, each with a recording. Every result is on
+disk as soon as it is there; an interrupted evaluation goes on with --resume, an interrupted live run where its recording ends.
 """
 
 from __future__ import annotations
@@ -31,43 +32,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_run_options(parser, seeds=DEFAULT_SEEDS)
     parser.add_argument(
-        "--baseline", metavar="POLICY", help="policy that differences are taken to (default: round_robin, else least_loaded)"
+        "--baseline",
+        metavar="POLICY",
+        help="policy that differences are taken to (default: round_robin, else least_loaded)",
     )
     parser.add_argument(
         "--wandb", choices=("off", "offline", "online"), default="off", help="mirror to Weights & Biases"
     )
     parser.add_argument("--wandb-project", default="aragog", metavar="NAME", help="project of the mirror")
-    shared.add_scenario_options(parser)
+    shared.add_backend_options(parser)
+    shared.add_scenario_options(parser, several_rates=True)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from ..errors import SpecError
+    from ..errors import AragogError, SpecError
+    from ..harness.backends import Simulated
     from ..harness.evaluate import default_folder, evaluate
     from ..harness.progress import Silent, automatic
+    from ..harness.replay import with_recorded
     from ..harness.summary import choose_baseline
 
     if options.resume and options.out is None:
         raise SpecError("--resume needs --out: the folder to go on with")
-    scenarios = [shared.scenario_from(name, options) for name in options.scenario or ["default"]]
+    scenarios = shared.scenarios_from(options.scenario or ["default"], options)
+    target = shared.chosen_target(options, scenarios)
+    scenarios = [target.adapt(scenario) for scenario in scenarios]
     policies = shared.chosen_policies(options, scenarios)
     choose_baseline(policies, options.baseline)
     folder = Path(options.out) if options.out else default_folder(scenarios[0].name)
     words = shared.command_line()
     try:
         results = evaluate(
-            policies,
+            with_recorded(policies),
             scenarios,
             shared.chosen_seeds(options),
             out=folder,
             workers=options.workers,
             progress=Silent() if options.quiet else automatic(),
             resume=options.resume,
+            target=target,
             command=words,
         )
     except KeyboardInterrupt:
         tell_interrupted(folder, words)
         return 130
+    except AragogError:
+        if not isinstance(target, Simulated) and (folder / "results.jsonl").exists():
+            tell_interrupted(folder, words)
+        raise
     report = None if options.no_report or not results.ok else _report(results, options.baseline)
     if options.wandb != "off":
         from ..harness.tracking import mirror
@@ -111,12 +124,14 @@ def _answer(results: Results, report: ReportFiles | None, options: argparse.Name
         print(json.dumps(_as_data(results, report, options.baseline), indent=2))
         return
     if not options.quiet:
+        from ..harness.replay import unrecorded_sentences
         from ..harness.summary import COMPARABLE, TERMINAL, summarise
         from .output import print_summary
 
         wanted = tuple(dict.fromkeys((*TERMINAL, *(COMPARABLE if len(results.manifest["scenarios"]) > 1 else ()))))
         for table in summarise(results, wanted, options.baseline):
             print_summary(table, TERMINAL if table.scenario else COMPARABLE)
+        print("".join(f"{line}\n" for line in unrecorded_sentences(results)), end="")
     print(f"results: {results.folder}")
     if report is not None:
         print(f"report:  {report.html}")

@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
 def _policies() -> Rows:
     from ..registry import policy_entries
 
-    entries = policy_entries().items()
-    return ("Name", "What it does"), [(", ".join(e.variants) or name, e.summary) for name, e in entries]
+    entries = [(e.variants or (f"{n}:{e.argument}".rstrip(":"),), e) for n, e in policy_entries().items()]
+    return ("Name", "What it does"), [(", ".join(names), e.summary) for names, e in entries]
 
 
 def _scenarios() -> Rows:

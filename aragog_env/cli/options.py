@@ -6,22 +6,37 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..harness.defaults import DEFAULT_SEEDS
+
 if TYPE_CHECKING:
+    from ..harness.backends import Target
     from ..specs.scenario import Scenario
 
 TRACE_FORMATS = ("auto", "azure2023", "azure2024", "burstgpt", "mooncake")
 
 
-def add_scenario_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that change a scenario."""
+def add_scenario_options(parser: argparse.ArgumentParser, *, several_rates: bool = False) -> None:
+    """Add the options that change a scenario.
+
+    Args:
+        parser: gets them.
+        several_rates: `--rate` may be given more than once (see `scenarios_from`).
+    """
     group = parser.add_argument_group("changes to the scenario")
     group.add_argument("--requests", type=int, metavar="N", help="requests per episode")
     group.add_argument("--warmup", type=int, metavar="N", help="first requests that count for no metric")
     group.add_argument("--duration", type=float, metavar="S", help="cut the episode after this many seconds")
-    group.add_argument("--rate", type=float, metavar="RPS", help="mean arrival rate in requests per second")
+    group.add_argument(
+        "--rate",
+        type=float,
+        action="append" if several_rates else "store",
+        metavar="RPS",
+        help="mean arrival rate in requests per second" + (", repeatable" if several_rates else ""),
+    )
     group.add_argument("--users", type=int, metavar="N", help="users of a closed loop")
     group.add_argument("--trace", metavar="PATH", help="take arrivals from a public trace, at the scenario's rate")
     group.add_argument("--trace-format", choices=TRACE_FORMATS, default="auto", help="format of the trace")
@@ -60,6 +75,105 @@ def add_run_options(parser: argparse.ArgumentParser, *, seeds: int) -> None:
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars, no table")
 
 
+def add_backend_options(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of what policies run on."""
+    from ..harness.backends import BACKENDS
+
+    group = parser.add_argument_group("what policies run on")
+    group.add_argument(
+        "--backend", choices=BACKENDS, default="sim",
+        help="sim: the simulator (default)\n"
+        "replay: recorded live runs, on a calibrated cluster\n"
+        "live: real servers, started by 'aragog cluster up' or attached: --cluster names them",
+    )  # fmt: skip
+    group.add_argument(
+        "--recording",
+        action="append",
+        metavar="FILE.db",
+        help="replay: recording of a live run, repeatable; --cluster names what 'aragog calibrate' made\n"
+        "(default: calibrated on these recordings). The policy 'recorded' repeats their decisions.",
+    )
+    group.add_argument(
+        "--dataset",
+        action="append",
+        metavar="WORKFLOW=PATH",
+        help="live: file or folder of a workflow's data set, repeatable (default: the usual places)",
+    )
+
+
+def chosen_target(options: argparse.Namespace, scenarios: list[Scenario]) -> Target:
+    """Return what was chosen to run on.
+
+    Args:
+        options: of the command line.
+        scenarios: where no cluster is named, the one that they name is meant.
+    """
+    from ..errors import SpecError
+
+    if options.dataset and options.backend != "live":
+        raise SpecError("only live runs read data sets; add --backend live", where="--dataset")
+    if options.recording and options.backend != "replay":
+        raise SpecError("only replays read recordings; add --backend replay", where="--recording")
+    return _TARGETS[options.backend](options, scenarios)
+
+
+def _simulated(options: argparse.Namespace, scenarios: list[Scenario]) -> Target:
+    from ..harness.backends import Simulated
+
+    return Simulated()
+
+
+def _live(options: argparse.Namespace, scenarios: list[Scenario]) -> Target:
+    from ..errors import SpecError
+    from ..harness.live import Live
+    from ..servers.find import find_servers
+
+    names = {scenario.cluster.name for scenario in scenarios}
+    if options.cluster is None and len(names) > 1:
+        raise SpecError(
+            f"the scenarios have several clusters ({', '.join(sorted(names))}); name the one that is served"
+        )
+    datasets = {}
+    for text in options.dataset or ():
+        workflow, separator, path = text.partition("=")
+        if not separator or not Path(path).exists():
+            raise SpecError(f"expected WORKFLOW=PATH with a path that exists, got '{text}'", where="--dataset")
+        datasets[workflow] = os.path.abspath(path)
+    return Live(find_servers(options.cluster or names.pop()), datasets=datasets)
+
+
+_OF_THE_RECORDING = (
+    "scenario", "requests", "duration", "rate", "users", "trace", "native_rate", "workflow", "outcomes",
+)  # fmt: skip
+
+
+def _replayed(options: argparse.Namespace, scenarios: list[Scenario]) -> Target:
+    """Return recorded runs as the target; without --cluster, calibrated on themselves."""
+    from ..calibration import calibrate
+    from ..errors import SpecError
+    from ..harness.replay import Replayed
+    from ..specs.load import load_cluster
+
+    if not options.recording:
+        raise SpecError("a replay needs at least one recording; name it with --recording FILE.db", where="--backend")
+    for name in _OF_THE_RECORDING:
+        if getattr(options, name):
+            raise SpecError("a replay takes this from the recording; leave the option out", where=f"--{name}")
+    recordings = tuple(os.path.abspath(path) for path in options.recording)
+    if options.cluster:
+        cluster = load_cluster(options.cluster)
+    else:
+        cluster = calibrate(recordings).cluster
+        print("no --cluster: calibrated on these recordings themselves (see 'aragog calibrate')", file=sys.stderr)
+    target = Replayed(recordings, cluster, not options.cluster, options.slo, options.slo_scale, options.warmup)
+    if options.seed is None and options.seeds == DEFAULT_SEEDS:
+        options.seed = target.seeds
+    return target
+
+
+_TARGETS = {"sim": _simulated, "live": _live, "replay": _replayed}
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
     try:
@@ -91,10 +205,22 @@ def scenario_from(name: str, options: argparse.Namespace) -> Scenario:
         duration_s=options.duration,
         workflow=options.workflow,
         outcomes=[name if name == "synthetic" else os.path.abspath(name) for name in options.outcomes or ()],
-        cluster=options.cluster,
+        # A live cluster is not a preset: its servers bring it along.
+        cluster=options.cluster if getattr(options, "backend", "sim") == "sim" else None,
         slo_s=options.slo,
         slo_scale=options.slo_scale,
     )
+
+
+def scenarios_from(names: list[str], options: argparse.Namespace) -> list[Scenario]:
+    """Load scenarios, changed as the options say; with several rates one of each at every rate, ``NAME@RATE``."""
+    rates = list(dict.fromkeys(options.rate or [None]))
+    found = []
+    for name in names:
+        for rate in rates:
+            scenario = scenario_from(name, argparse.Namespace(**{**vars(options), "rate": rate}))
+            found.append(replace(scenario, name=f"{scenario.name}@{rate:g}rps") if len(rates) > 1 else scenario)
+    return found
 
 
 def chosen_policies(options: argparse.Namespace, scenarios: list[Scenario]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import SpecError
 from ..specs.scenario import Scenario
+from .backends import Runner, Simulated, Target
 from .defaults import DEFAULT_POLICIES, DEFAULT_SEEDS
 from .jobs import BackendMaker, Job, OwnPolicies, PolicyMaker, registered_policy, simulated
-from .pool import Pool, usable_cores
 from .progress import Progress, Silent
 from .results import Results, RunResult, open_for_writing
 
@@ -32,6 +32,7 @@ def evaluate(
     progress: Progress | None = None,
     resume: bool = False,
     wandb: str = "off",
+    target: Target | None = None,
     make_backend: BackendMaker = simulated,
     command: Sequence[str] | None = None,
 ) -> Results:
@@ -50,7 +51,8 @@ def evaluate(
         progress: told about every run.
         resume: go on with `out`; what is there is not run again, failed runs are.
         wandb: ``off``, ``offline`` or ``online``: mirror the results to Weights & Biases when done.
-        make_backend: what the policies run on.
+        target: what the policies run on: the simulator by default, or real servers (`harness.backends`).
+        make_backend: another simulator.
         command: for the manifest.
 
     Returns:
@@ -60,20 +62,22 @@ def evaluate(
         SpecError: bad input.
         KeyboardInterrupt: interrupted; what was finished is on disk and `resume` goes on from there.
     """
+    target = target or Simulated(make_backend)
     loaded = load_scenarios(scenarios, check=make_backend is simulated)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     names = check_policies(policies)
     if not (names and loaded and seed_list):
         raise SpecError("nothing to run: give at least one policy, one scenario and one seed")
     folder = Path(out) if out is not None else default_folder(loaded[0].name)
-    settings = {"policies": names, "seeds": seed_list}
+    settings = {"policies": names, "seeds": seed_list, **target.describe()}
+    runner = target.runner(policy_maker(policies), workers)
     with open_for_writing(folder, loaded, resume=resume, command=command, settings=settings) as results:
         # Seeds outside policies: an interrupted experiment then holds complete pairs.
         jobs = [Job(p, s, seed, str(folder)) for s in loaded for seed in seed_list for p in names]
         progress = progress or Silent()
-        with Pool(workers or usable_cores(), policy_maker(policies), make_backend) as pool:
+        with runner:
             try:
-                run_jobs(results, jobs, pool, progress)
+                run_jobs(results, jobs, runner, progress)
             except SpecError:
                 results.discard_if_empty()
                 raise
@@ -86,7 +90,7 @@ def evaluate(
     return results
 
 
-def run_jobs(results: Results, jobs: Sequence[Job], pool: Pool, progress: Progress) -> None:
+def run_jobs(results: Results, jobs: Sequence[Job], runner: Runner, progress: Progress) -> None:
     """Run the jobs that are not on disk yet and put them there."""
     missing = [job for job in jobs if results.get(job.key) is None]
     progress.begin(missing, len(jobs) - len(missing))
@@ -95,7 +99,7 @@ def run_jobs(results: Results, jobs: Sequence[Job], pool: Pool, progress: Progre
         results.append(replace(result, session=results.session))
         progress.done(job, result)
 
-    pool.run(missing, progress.start, on_done)
+    runner.run(missing, progress.start, on_done)
 
 
 def load_scenarios(scenarios: Sequence[str | Scenario] | str | Scenario, *, check: bool) -> list[Scenario]:

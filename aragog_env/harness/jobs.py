@@ -84,6 +84,19 @@ def execute(
         SpecError: the scenario is bad input.
         Stopped: the user interrupted.
     """
+    result = run_job(job, lambda: _backend(job.scenario, make_backend), make_policy, should_stop)
+    if result.status == "failed":
+        _backends.clear()  # a backend that was left in the middle of an episode is not used again
+    return result
+
+
+def run_job(
+    job: Job,
+    backend: Callable[[], Backend],
+    make_policy: PolicyMaker = registered_policy,
+    should_stop: Callable[[], bool] | None = None,
+) -> RunResult:
+    """`execute` on a backend that the caller provides."""
     begin = perf_counter()
     policy_name, scenario_name, seed, rate_rps = job.key
     common: dict[str, Any] = {
@@ -96,14 +109,13 @@ def execute(
         log = run_episode(
             _make(make_policy, policy_name),
             policy_name,
-            _backend(job.scenario, make_backend),
+            backend(),
             seed,
             should_stop=should_stop,
         )
     except (SpecError, Stopped):
         raise
     except Exception as error:
-        _backends.clear()  # a backend that was left in the middle of an episode is not used again
         who = str(error) if isinstance(error, PolicyError) else f"{type(error).__name__}: {error}"
         return RunResult(
             **common,
@@ -121,6 +133,7 @@ def execute(
         config=describe_config(job.scenario),
         episode=path,
         digest=digest(log),
+        details=replay if isinstance(replay := log.notes.get("replay"), dict) else {},
         wall_s=perf_counter() - begin,
     )
 

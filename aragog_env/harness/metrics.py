@@ -2,7 +2,8 @@
 
 Warm-up requests count for nothing. Requests that are unfinished when the horizon cuts the episode are
 censored: they miss their SLO, they count in `unfinished`, and Req95/Req99 treat them as infinitely late; JCT
-percentiles are over the completed ones. A figure that has no data is nan, never 0.
+percentiles are over the completed ones. Requests that failed on real servers miss their SLO too, and their answer is wrong.
+A figure that has no data is nan, never 0.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ METRICS: Final[dict[str, MetricInfo]] = {
     "requests": MetricInfo("Requests", "", 0, "neither", "counted requests (after warm-up)"),
     "completed": MetricInfo("Completed", "", 0, "neither", "counted requests that finished"),
     "unfinished": MetricInfo("Unfinished", "", 0, "lower", "requests in flight when the horizon cut the episode"),
+    "failed": MetricInfo("Failed", "", 0, "lower", "requests that real servers could not serve; none in simulation"),
     "throughput_rps": MetricInfo("Throughput", "req/s", 3, "higher", "completed / (last completion - first arrival)"),
     "bulk_throughput_rps": MetricInfo(
         "Bulk throughput", "req/s", 3, "higher", "the same until 95% of the requests are done: no drain tail"
@@ -71,7 +73,9 @@ METRICS: Final[dict[str, MetricInfo]] = {
     "queue_mean_s": MetricInfo("Queued", "s", 3, "lower", "per call, dispatched to first scheduled by the server"),
     "prefill_mean_s": MetricInfo("Prefill", "s", 3, "lower", "per call, first scheduled to first token"),
     "decode_mean_s": MetricInfo("Decode", "s", 3, "lower", "per call, first to last token"),
-    "accuracy": MetricInfo("Accuracy", "%", 1, "higher", "share of correct answers among completed requests"),
+    "accuracy": MetricInfo(
+        "Accuracy", "%", 1, "higher", "share of correct answers among completed requests; a failed one counts as wrong"
+    ),
     "accuracy_expected": MetricInfo("Exp. accuracy", "%", 1, "higher", "mean success probability of what was served"),
     "accuracy_relative": MetricInfo(
         "Rel. accuracy",
@@ -104,6 +108,8 @@ WALL_CLOCK_METRICS: Final = frozenset({"decision_p50_ms", "decision_p99_ms"})
 """Metrics that no re-run reproduces exactly."""
 
 UTILISATION_PREFIX: Final = "utilisation/"
+REPLAY_PREFIX: Final = "replay/"
+"""Shares of a replay's calls that no recording had, or only after other models."""
 
 
 def slo_limits_s(log: EpisodeLog) -> Floats:
@@ -133,18 +139,21 @@ def episode_metrics(log: EpisodeLog) -> dict[str, float]:
     requests = counted(log)
     done = np.isfinite(requests["finish_s"])
     jct_s = (requests["finish_s"] - requests["arrival_s"])[done]
+    failed = float(_failed(log))
     result: dict[str, float] = {
         "requests": float(len(requests)),
         "completed": float(done.sum()),
-        "unfinished": float(len(requests) - done.sum()),
+        "unfinished": float(len(requests) - done.sum()) - failed,
+        "failed": failed,
         "duration_s": float(log.duration_s),
         **_rates(log, requests, done),
         **_load(requests, done),
         **_spread("jct", jct_s, (25, *_PERCENTILES)),
-        **_accuracy(requests[done]),
+        **_accuracy(requests[done], failed),
         **_calls(log, int(done.sum())),
         **_costs(log),
         **_decisions(log),
+        **_replay(log),
     }
     return {key: result[key] for key in [*METRICS, *(k for k in result if k not in METRICS)]}
 
@@ -210,12 +219,19 @@ def _latency_trend(done: NDArray[np.void]) -> float:
     return slope / (1 + slope) if slope > -0.5 else -1.0
 
 
-def _accuracy(done: NDArray[np.void]) -> dict[str, float]:
+def _failed(log: EpisodeLog) -> int:
+    """Return how many counted requests were given up (`backends.live`)."""
+    ranks = log.notes.get("failed_requests") or {}
+    assert isinstance(ranks, dict)
+    return sum(int(rank) >= log.warmup_requests for rank in ranks)
+
+
+def _accuracy(done: NDArray[np.void], failed: float) -> dict[str, float]:
     graded = done["correct"][done["correct"] >= 0]
     known = np.isfinite(done["p_correct"]) & np.isfinite(done["p_largest"])
     served, largest = done["p_correct"][known].astype(np.float64), done["p_largest"][known].astype(np.float64)
     return {
-        "accuracy": _mean(graded.astype(np.float64)),
+        "accuracy": _ratio(float(graded.sum()), len(graded) + failed),
         "accuracy_expected": _mean(done["p_correct"][np.isfinite(done["p_correct"])].astype(np.float64)),
         "accuracy_relative": _ratio(float(served.sum()), float(largest.sum())),
     }
@@ -275,6 +291,14 @@ def _decisions(log: EpisodeLog) -> dict[str, float]:
         "decision_p99_ms": _percentile(log.decision_s, 99) * 1e3,
         "overflow": float(overflow) if isinstance(overflow, int | float) else float("nan"),
     }
+
+
+def _replay(log: EpisodeLog) -> dict[str, float]:
+    """Return how much of a replay was not recorded (`backends.replay`); nothing for other logs."""
+    counts = log.notes.get("replay")
+    if not isinstance(counts, dict) or not counts["calls"]:
+        return {}
+    return {f"{REPLAY_PREFIX}{name}": counts[name] / counts["calls"] for name in ("never_recorded", "other_context")}
 
 
 def _spread(name: str, values_s: Floats, percentiles: tuple[int, ...]) -> dict[str, float]:

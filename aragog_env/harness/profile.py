@@ -36,7 +36,7 @@ from .episodes import write_atomically
 SCHEMA: Final = 1
 SATURATION_SHARE: Final = 0.95
 """An engine is saturated at the smallest load whose throughput is this share of the curve's maximum."""
-_GRID: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LOADS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _CALLS_PER_LOAD: Final = 12
 _LEAST_CALLS: Final = 600
 _SEED: Final = 0
@@ -229,7 +229,7 @@ def _measure(compiled: CompiledScenario) -> Profile:
         r = routes[0]
         spec = compiled.replicas[r]
         limit = compiled.engines[r].max_num_seqs
-        loads = sorted({*(b for b in _GRID if b < limit), limit})
+        loads = sorted({*(b for b in LOADS if b < limit), limit})
         calls = draw_calls(compiled, r, max(_LEAST_CALLS, _CALLS_PER_LOAD * loads[-1]))
         entries.append(
             ReplicaProfile(

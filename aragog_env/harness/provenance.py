@@ -53,9 +53,10 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what decides the speed of this machine."""
+    """Return what decides the speed of this machine; `load` is what it had to do in the last 1, 5 and 15 minutes."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": f"{platform.system()} {platform.release()}", "cpu": _cpu_name(), "cores": usable}
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
+    return {"system": f"{platform.system()} {platform.release()}", "cpu": _cpu_name(), "cores": usable, "load": load}
 
 
 def _git(folder: Path, *arguments: str) -> str:

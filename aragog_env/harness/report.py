@@ -18,6 +18,7 @@ from .episodes import write_atomically
 from .gantt import gantt
 from .metrics import METRICS
 from .page import Page
+from .replay import unrecorded_sentences
 from .results import Results, read
 from .series import ScenarioSeries, collect
 from .summary import COMPARABLE, HEADLINE, Summary, summarise
@@ -117,9 +118,48 @@ class _Report:
                 "JCT percentiles are over completed requests only.",
                 "warn",
             )
+        self._live(results)
+        self._replay(results)
         if results.failed:
             names = ", ".join(dict.fromkeys(run.policy for run in results.failed))
             self._paragraph(f"{len(results.failed)} runs failed ({names}); see the section on failures.", "warn")
+
+    def _live(self, results: Results) -> None:
+        """Say that servers were real, which ones, and what they could not do."""
+        runs = [run for run in results.runs if run.recording is not None]
+        if not runs:
+            return
+        settings = [s["settings"] for s in results.manifest["sessions"] if s["settings"].get("backend") == "live"]
+        servers = dict.fromkeys(f"{s['name']} ({s['model']}) at {s['url']}" for one in settings for s in one["servers"])
+        resumed = sum(bool(run.details.get("resumed")) for run in runs)
+        self._paragraph(
+            f"Measured live, on real servers: {', '.join(servers)}. Answers were graded; latencies are those that a client "
+            f"saw, the policy's time included. {len(runs)} recordings are in recordings/"
+            + (f"; {resumed} runs were interrupted and resumed." if resumed else ".")
+        )
+        failed = sum(int(run.metrics["failed"]) for run in results.ok)
+        retries = sum(int(run.details.get("retries", 0)) for run in runs)
+        if failed or retries:
+            self._paragraph(
+                f"{failed} counted requests failed: they count as wrong answers and as SLO misses. {retries} calls were tried "
+                "again after a server failed them.",
+                "warn",
+            )
+        for note in dict.fromkeys(note for run in runs for note in run.details.get("before", ())):
+            self._paragraph(f"Before a run: {note}.", "warn")
+
+    def _replay(self, results: Results) -> None:
+        """Say that runs were replayed, from what, and how much was not recorded."""
+        settings = [s["settings"] for s in results.manifest["sessions"] if s["settings"].get("backend") == "replay"]
+        if not settings:
+            return
+        names = ", ".join(dict.fromkeys(Path(path).name for one in settings for path in one["recordings"]))
+        itself = " It was calibrated on these very recordings." if any(one["calibrated_here"] for one in settings) else ""
+        shares = "; ".join(unrecorded_sentences(results))
+        self._paragraph(
+            f"Replayed from recordings of live runs ({names}): their arrivals, prompts, outputs and answers, with the "
+            f"iteration times of a calibrated cluster.{itself} {shares}."
+        )
 
     def _scenario(self, table: Summary, series: ScenarioSeries | None) -> None:
         if table.scenario is None:

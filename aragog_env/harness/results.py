@@ -1,8 +1,8 @@
 """Results on disk: the only source of truth for reports, resuming, validation and trackers.
 
 A folder holds ``manifest.json`` (scenarios with text and hash, and one entry per session that wrote here),
-``results.jsonl`` (one line per finished run, appended and synced before the next run is started) and
-``episodes/*.npz`` (the log of every run).
+``results.jsonl`` (one line per finished run, appended and synced before the next run is started),
+``episodes/*.npz`` (the log of every run) and, for live runs, ``recordings/*.db``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class RunResult:
     episode: str | None = None
     """Path of the episode log, relative to the folder."""
     digest: str | None = None
+    recording: str | None = None
+    """Path of the recording of a live run, relative to the folder."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What only this kind of backend has to say."""
     wall_s: float = 0.0
     session: int = 0
     """Index into the manifest's sessions: which command on which machine computed this."""
@@ -215,12 +219,22 @@ def read(folder: str | Path) -> Results:
 
 
 def episode_path(key: Key) -> str:
-    """Return the path, relative to the folder, of the log of a run; unique and safe on any file system."""
+    """Return the path, relative to the folder, of the log of a run."""
+    return f"episodes/{run_name(key)}.npz"
+
+
+def recording_path(key: Key) -> str:
+    """Return the path, relative to the folder, of the recording of a live run."""
+    return f"recordings/{run_name(key)}.db"
+
+
+def run_name(key: Key) -> str:
+    """Return a name for the files of a run; unique and safe on any file system."""
     policy, scenario, seed, rate = key
     words = [policy, scenario, f"seed{seed}"] + ([] if rate is None else [f"rate{rate:g}"])
     readable = "__".join(re.sub(r"[^A-Za-z0-9.=,-]+", "-", word) for word in words)
     unique = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-    return f"episodes/{readable[:120]}-{unique}.npz"
+    return f"{readable[:120]}-{unique}"
 
 
 def describe_scenario(scenario: Scenario) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def run_episode(
         _carry_out(backend, action, view, policy_name)
     log = backend.log()
     log.policy, log.seed = policy_name, seed
-    log.decision_s = np.asarray(decisions_ns, dtype=np.float64) * 1e-9
+    # A live run that was resumed has decisions of earlier processes.
+    log.decision_s = np.concatenate([log.decision_s, np.asarray(decisions_ns, dtype=np.float64) * 1e-9])
     log.notes["overflow"] = overflow
     log.notes["saw_outcomes"] = isinstance(policy, NeedsOutcomes)
     return log

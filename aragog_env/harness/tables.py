@@ -21,9 +21,8 @@ CALLS = (
     "prefill_mean_s", "decode_mean_s",
 )  # fmt: skip
 RESOURCES = (
-    "goodput_rps", "unfinished", "usd_per_request", "usd_rental_per_request", "utilisation", "batch_mean",
-    "prefix_hit_rate",
-    "preemptions", "decision_p50_ms", "decision_p99_ms",
+    "goodput_rps", "unfinished", "failed", "usd_per_request", "usd_rental_per_request", "utilisation", "batch_mean",
+    "prefix_hit_rate", "preemptions", "decision_p50_ms", "decision_p99_ms",
 )  # fmt: skip
 COMPARED = (
     "jct_mean_s",

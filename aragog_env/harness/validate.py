@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..backends.replay import RecordedPolicy
 from ..errors import SpecError
 from ..specs.override import override
 from .episodes import differences
@@ -13,6 +14,7 @@ from .jobs import BackendMaker, Job, PolicyMaker, registered_policy, simulated
 from .metrics import WALL_CLOCK_METRICS, episode_metrics
 from .progress import Progress, Silent
 from .provenance import versions
+from .replay import RECORDED, MakeReplay
 from .results import Key, Results, RunResult, describe_scenario, read
 from .rollout import run_episode
 
@@ -60,6 +62,12 @@ def validate(
     runs = results.ok
     if not runs:
         raise SpecError("this folder holds no finished runs", where=str(folder))
+    if any(run.recording is not None for run in runs):
+        raise SpecError("real servers never do the same twice: live runs cannot be validated", where=str(folder))
+    replays = [s["settings"] for s in results.manifest["sessions"] if s["settings"].get("backend") == "replay"]
+    if replays and make_backend is simulated:
+        make_backend = MakeReplay(tuple(replays[-1]["recordings"]))
+        make_policy = _or_recorded(make_policy)
     if sample is not None and sample < len(runs):
         runs = random.Random(seed).sample(runs, sample)
     _check_inputs(results)
@@ -78,6 +86,10 @@ def validate(
     finally:
         progress.end()
     return found
+
+
+def _or_recorded(make_policy: PolicyMaker) -> PolicyMaker:
+    return lambda name: RecordedPolicy() if name == RECORDED else make_policy(name)
 
 
 def _compare(results: Results, run: RunResult, make_policy: PolicyMaker, make_backend: BackendMaker) -> list[str]:

@@ -36,6 +36,7 @@ _LINEAR_COEFFICIENTS: Final = (
     "per_kv_token_ms",
     "per_context_ms",
     "per_sampled_ms",
+    "per_prompt_ms",
 )
 _TABLE_NAME: Final = re.compile(r"(?P<model>.+)\.(?P<gpu>[^.]+)\.tp(?P<tp>\d+)\.npz")
 

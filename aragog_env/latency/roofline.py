@@ -114,6 +114,7 @@ def linear_table(
     per_kv_token_ms: float = 0.0,
     per_context_ms: float = 0.0,
     per_sampled_ms: float = 0.0,
+    per_prompt_ms: float = 0.0,
     source: str = "linear coefficients",
 ) -> LatencyTable:
     """Return the table of a line: what a regression over a server's log gives, or a toy.
@@ -122,6 +123,7 @@ def linear_table(
 
         t = overhead_ms + per_token_ms * tokens + per_decode_ms * decodes + per_kv_token_ms * kv_tokens
             + per_context_ms * sum over prefill chunks of new * cached + per_sampled_ms * sampled
+            + per_prompt_ms * prefill chunks
 
     Raises:
         SpecError: if a coefficient is negative, or all of them are zero.
@@ -133,6 +135,7 @@ def linear_table(
         "per_kv_token_ms": per_kv_token_ms,
         "per_context_ms": per_context_ms,
         "per_sampled_ms": per_sampled_ms,
+        "per_prompt_ms": per_prompt_ms,
     }
     for name, value in coefficients.items():
         if not (np.isfinite(value) and value >= 0):
@@ -147,7 +150,7 @@ def linear_table(
         gemm_ms=per_token_ms * tokens,
         chunk_new=new,
         chunk_cached=cached,
-        chunk_ms=per_context_ms * new[:, None] * cached[None, :],
+        chunk_ms=per_prompt_ms + per_context_ms * new[:, None] * cached[None, :],
         decode_batch=batch,
         decode_context=cached,
         decode_ms=batch[:, None] * (per_decode_ms + per_kv_token_ms * cached[None, :]),

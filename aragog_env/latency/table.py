@@ -134,6 +134,11 @@ class LatencyTable:
             source=f"{self.source}; {note}" if note else self.source,
         )
 
+    def with_prompt_cost(self, prompt_ms: float, *, note: str = "") -> LatencyTable:
+        """Return this table with `prompt_ms` more for every prefill chunk; one below the grid pays its share."""
+        source = f"{self.source}; {note}" if note else self.source
+        return replace(self, chunk_ms=self.chunk_ms + prompt_ms, source=source)
+
     def iteration_ms(self, chunks: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, sampled: int) -> float:
         """Return the duration of one iteration in milliseconds.
 

@@ -83,6 +83,11 @@ class Recording:
         row = next(self.rows("calls", "call = ?", (call,)), None)
         if row is None:
             raise SpecError(f"there is no call {call} in this recording", where=str(self.path))
+        return self.arrays(row)
+
+    @staticmethod
+    def arrays(row: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """Return what `token_times` returns, of a row of `calls` that was read already."""
         seconds, counts = (np.frombuffer(row[name] or b"", schema.ARRAYS[name]) for name in ("token_s", "token_count"))
         return seconds, counts
 

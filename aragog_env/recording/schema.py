@@ -73,6 +73,15 @@ def create(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX calls_by_request ON calls (request, node)")
 
 
+def is_blank(connection: sqlite3.Connection) -> bool:
+    """Return whether nothing was ever put into this file."""
+    try:
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return int(count) == 0
+    except sqlite3.DatabaseError:
+        return False
+
+
 def check(connection: sqlite3.Connection, where: str) -> None:
     """Refuse a file that is no recording of this schema.
 

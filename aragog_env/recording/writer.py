@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import SpecError
 from . import schema
+from .lock import WriterLock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,22 +39,27 @@ class RecordingWriter:
         resume: go on with the file if it exists; otherwise an existing file is refused.
 
     Raises:
-        SpecError: the file exists and is not to be resumed, is no recording, or is of another run.
+        SpecError: the file exists and is not to be resumed, is no recording, is of another run, or another process writes it.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
-        exists = path.exists() and path.stat().st_size > 0
-        if exists and not resume:
-            raise SpecError("this recording exists already; resume it, or name another file", where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # isolation_level=None: every statement is a transaction of its own unless we begin one.
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        self._writer = WriterLock(path)
         try:
-            self._open(run, new=not exists)
+            exists = path.exists() and path.stat().st_size > 0
+            if exists and not resume:
+                raise SpecError("this recording exists already; resume it, or name another file", where=str(path))
+            # isolation_level=None: every statement is a transaction of its own unless we begin one.
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+            try:
+                self._open(run, new=not exists)
+            except BaseException:
+                self._connection.close()
+                raise
         except BaseException:
-            self._connection.close()
+            self._writer.release()
             raise
         self.session = self._next("sessions", "session")
         self._calls = self._next("calls", "call")
@@ -61,6 +67,8 @@ class RecordingWriter:
 
     def _open(self, run: Mapping[str, Any], *, new: bool) -> None:
         connection = self._connection
+        # A process that was killed while it made the file leaves it without a table.
+        new = new or schema.is_blank(connection)
         if not new:
             schema.check(connection, str(self.path))
         connection.execute("PRAGMA journal_mode = WAL")
@@ -210,6 +218,7 @@ class RecordingWriter:
             except sqlite3.OperationalError:
                 pass  # somebody is reading: the log beside the file stays until the last reader is gone
             self._connection.close()
+            self._writer.release()
 
 
 def _packed(array: NDArray[Any]) -> bytes:

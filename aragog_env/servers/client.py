@@ -22,9 +22,10 @@ from .metrics import ServerMetrics, read_metrics
 if TYPE_CHECKING:
     import httpx
 
-Kind = Literal["connect", "timeout", "server", "refused", "garbage", "cut"]
+Kind = Literal["connect", "timeout", "server", "refused", "garbage", "cut", "cancelled"]
 """``connect``: nobody there. ``timeout``: no answer in time. ``server``: 5xx, or an error in the stream. ``refused``: 4xx, the
-server will never take this request. ``garbage``: an answer that is none. ``cut``: the stream ended in the middle."""
+server will never take this request. ``garbage``: an answer that is none. ``cut``: the stream ended in the middle.
+``cancelled``: we broke it off, the server is not to blame."""
 
 
 class CallError(AragogError):
@@ -234,6 +235,15 @@ class ServerClient:
         if response.status_code >= 500:
             raise CallError("server", f"/metrics answered {response.status_code}", status=response.status_code)
         return read_metrics(response.text) if response.status_code == 200 else ServerMetrics()
+
+    async def reset_prefix_cache(self) -> bool | None:
+        """Empty the prefix cache; returns whether that was done, or None where the server has no such door (vLLM only)."""
+        try:
+            async with asyncio.timeout(self.timeouts.probe_s):
+                response = await self._http.post("/reset_prefix_cache")
+            return bool(response.json()["success"]) if response.status_code == 200 else None
+        except (TimeoutError, self._errors.RequestError, ValueError, KeyError, TypeError):
+            return None
 
     def _body(self, request: CompletionRequest) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {

@@ -24,6 +24,8 @@ from ..specs.strict import Reference, load_file, location
 Device = Literal["cuda", "cpu"]
 Api = Literal["chat", "completions"]
 LOOPBACK: Final = "127.0.0.1"
+PRESETS: Final = Path(__file__).parent / "deployments"
+"""Deployments that are shipped, known by name."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ def _merge(common: ServeSpec, own: ServeSpec) -> ServeSpec:
 
 
 def load_deployment(name_or_path: str | Path) -> DeploymentSpec:
-    """Return a deployment from its file; the name or file of a plain cluster gives one with the defaults.
+    """Return a shipped deployment by name, or one from its file; the name or file of a plain cluster gives the defaults.
 
     Raises:
         SpecError: no such file, or it does not fit.
     """
     path = Path(name_or_path).expanduser()
+    if (PRESETS / f"{name_or_path}.yaml").is_file():
+        path = PRESETS / f"{name_or_path}.yaml"
     if path.suffix not in (".yaml", ".yml"):
         cluster = load_cluster(name_or_path)
         return DeploymentSpec(cluster.name, cluster)

@@ -187,6 +187,8 @@ def _start(spec: ServerSpec, folder: Path) -> RunningServer:
         pid = process.start_detached(spec.command, child_environment(spec, process.TOKEN_NAME, token), log)
     except OSError as error:
         message = f"cannot start server '{endpoint.name}': {spec.command[0]}: {error.strerror}"
+        if spec.device == "cpu" and isinstance(error, FileNotFoundError):
+            message += "; 'aragog cluster install --cpu' makes an environment with vLLM for the CPU in .venv-vllm"
         raise ServerError(message) from error
     start = process.began(pid) or ""
     return RunningServer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -87,7 +87,8 @@ class ServerPool:
         self._clock = clock
         self._finished, self._changed = finished, changed
         self._clients = [ServerClient(endpoint, timeouts, clock) for endpoint in self.endpoints]
-        self._calls: dict[int, tuple[int, asyncio.Task[None]]] = {}
+        self._calls: dict[int, tuple[int, asyncio.Task[Completion | CallError]]] = {}
+        self._unwanted: dict[int, str] = {}
         self._started: set[int] = set()
         self._silent_since: dict[int, float] = {}
         self._loop = asyncio.new_event_loop()
@@ -103,6 +104,10 @@ class ServerPool:
     def submit(self, ticket: int, route: int, request: CompletionRequest) -> None:
         """Send a call; `finished` is told about it under its ticket."""
         self._loop.call_soon_threadsafe(self._submit, ticket, route, request)
+
+    def cancel(self, ticket: int, why: str) -> None:
+        """Break a call off, which frees the server of it; `finished` is told, unless it has ended meanwhile."""
+        self._loop.call_soon_threadsafe(self._cancel, ticket, why)
 
     def started(self, ticket: int) -> bool:
         """Return whether the first token of a call in flight has arrived."""
@@ -139,30 +144,44 @@ class ServerPool:
             await client.close()
 
     def _submit(self, ticket: int, route: int, request: CompletionRequest) -> None:
-        call: Coroutine[Any, Any, None] = self._call(ticket, route, request)
-        self._calls[ticket] = (route, self._loop.create_task(call))
+        task = self._loop.create_task(self._call(ticket, route, request))
+        self._calls[ticket] = (route, task)
+        task.add_done_callback(lambda task: self._ended(ticket, route, task))
 
-    async def _call(self, ticket: int, route: int, request: CompletionRequest) -> None:
-        result: Completion | CallError
+    def _cancel(self, ticket: int, why: str) -> None:
+        if ticket in self._calls:
+            self._unwanted[ticket] = why
+            self._calls[ticket][1].cancel()
+
+    async def _call(self, ticket: int, route: int, request: CompletionRequest) -> Completion | CallError:
         try:
             result = await self._clients[route].complete(request, lambda: self._started.add(ticket))
             self._set(route, failures=0)
+            return result
         except CallError as error:
-            result = error
             if error.kind in DOWN_KINDS:
                 self._down(route, str(error))
+            return error
         except Exception as error:
             # Whatever it is, the call must not be lost without a word.
-            result = CallError("garbage", f"{type(error).__name__}: {error}")
-            self._down(route, str(result))
-        except asyncio.CancelledError:
-            if self._stopping.is_set():
-                raise
-            # The server was found to hang; the call is over for us.
-            result = CallError("timeout", f"the server does not answer: {self.routes[route].reason}")
+            self._down(route, f"{type(error).__name__}: {error}")
+            return CallError("garbage", f"{type(error).__name__}: {error}")
+
+    def _ended(self, ticket: int, route: int, task: asyncio.Task[Completion | CallError]) -> None:
+        """Say what came of a call; also of one that was broken off before it began."""
         del self._calls[ticket]
         self._started.discard(ticket)
-        self._finished(ticket, route, result)
+        why = self._unwanted.pop(ticket, None)
+        if not task.cancelled():
+            self._finished(ticket, route, task.result())
+        elif self._stopping.is_set():
+            return
+        elif why is not None:
+            self._finished(ticket, route, CallError("cancelled", why))
+        else:
+            # The server was found to hang; the call is over for us.
+            reason = f"the server does not answer: {self.routes[route].reason}"
+            self._finished(ticket, route, CallError("timeout", reason))
 
     async def _watch(self, route: int) -> None:
         """Read metrics while the server is up, ask for its health while it is down."""

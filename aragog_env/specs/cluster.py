@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from .bounds import Bound, Count, NonNegative, Positive
 from .hardware import GpuSpec, ModelSpec
 
 Role = Literal["mixed", "prefill", "decode"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+_LATER: Final[dict[str, Any]] = {"later": True}
+"""Metadata of keys that leave the hash of a spec alone where they are not set (see `plain.to_dict`)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class ReplicaSpec:
     latency_scale: Positive = 1.0
     latency_offset_ms: float = 0.0
     """Affine calibration of the iteration time: scale * t + offset."""
+    submit_ms: NonNegative = field(default=0.0, metadata=_LATER)
+    """Outside the engine, per call: from the client until the engine has it (network, HTTP, tokenizer)."""
+    close_ms: NonNegative = field(default=0.0, metadata=_LATER)
+    """Outside the engine, per call: from the last token until the client knows that it was the last."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,16 @@ class LinkSpec:
     target: str
     bandwidth_gb_s: Positive
     latency_us: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class SharingSpec:
+    """Servers that share a machine's processor: an iteration takes longer while others are busy."""
+
+    slowdown: tuple[Annotated[float, Bound(1.0)], ...]
+    """Factor on an iteration's time while 0, 1, 2, ... other servers of the cluster are busy; the last one holds for more."""
+    typical: Annotated[float, Bound(1.0)] = 1.0
+    """Its mean over the busy time of recorded runs. The simulator uses it throughout, a replay the factor of the moment."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,10 @@ class ClusterSpec:
     """Models this cluster adds to the catalogue, or replaces in it."""
     gpus: tuple[GpuSpec, ...] = ()
     """GPU types this cluster adds to the catalogue, or replaces in it."""
+    decision_ms: NonNegative = field(default=0.0, metadata=_LATER)
+    """The client's time per dispatch, decisions of the policy included; it decides about one call after the other."""
+    sharing: SharingSpec | None = field(default=None, metadata=_LATER)
+    """How the servers slow each other down; None where each has its own GPUs."""
     locations: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Where each key stands in its file, for error messages."""
 

@@ -13,14 +13,15 @@ def to_dict(spec: object, *, defaults: bool = True) -> dict[str, Any]:
 
     Args:
         spec: any spec dataclass.
-        defaults: whether keys whose value is the default are kept (the canonical form keeps them).
+        defaults: whether keys whose value is the default are kept (the canonical form keeps them, but for fields whose
+            metadata says `later`: they came when results existed, whose hashes must stay).
     """
     result: dict[str, Any] = {}
     for f in dataclasses.fields(spec):  # type: ignore[arg-type]
         if f.name == "locations":
             continue
         value = getattr(spec, f.name)
-        if not defaults and _is_default(f, value):
+        if (not defaults or "later" in f.metadata) and _is_default(f, value):
             continue
         result[f.name] = _plain(value, defaults)
     return result

@@ -9,7 +9,7 @@ from .training import Recipe
 
 RECIPES: Final = (
     Recipe("arithmetic-s", Shape(2, 48, 144, 4, 2), updates=1200, minutes=5),
-    Recipe("arithmetic-m", Shape(4, 64, 192, 4, 2), updates=2500, minutes=15),
+    Recipe("arithmetic-m", Shape(4, 64, 192, 4, 2), updates=1400, minutes=15),
     Recipe("arithmetic-l", Shape(8, 64, 192, 4, 2), updates=7000, minutes=55),
 )
 """Smallest first. The minutes are limits for a quiet machine with two cores; they add up to less than 90."""

@@ -39,6 +39,7 @@ class FakeServer:
         fault: what the next completions do: "" (work), "500", "refuse", "hang" (no answer), "stall" (stop in the middle),
             "garbage", "cut", "error" (an error event in the stream), "die" (the whole server, at the next completion).
         faults_left: how many completions have the fault; then it works again. None: all.
+        dev: whether it has the door /reset_prefix_cache, as vLLM in its mode for developers; `resets` counts its use.
         healthy: what /health says; None: it does not answer, and /metrics neither.
         seen: bodies of the completions that were asked for.
     """
@@ -53,6 +54,7 @@ class FakeServer:
         self.fault, self.faults_left = "", None
         self.healthy: bool | None = True
         self.seen: list[dict[str, Any]] = []
+        self.dev, self.resets = False, 0
         self.port = 0
         self.running = self.waiting = self.prompt = self.written = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,22 +92,26 @@ class FakeServer:
         self._over = asyncio.Event()
         self._seats = asyncio.Semaphore(self.max_seqs)
         self.running = self.waiting = 0
-        server = await asyncio.start_server(self._client, self.host, self.port)
+        server = await asyncio.start_server(self._connected, self.host, self.port)
         self.port = server.sockets[0].getsockname()[1]
         started()
         await self._over.wait()
         server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(4):  # connections that were being accepted come late, and what was aborted closes its socket
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.sleep(0.01)
 
     def _die(self) -> None:
         self._over.set()
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Known from the first moment on, so that none is left open when the server dies.
+        task = asyncio.get_running_loop().create_task(self._client(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(lambda task: (self._tasks.discard(task), writer.transport.abort()))  # no goodbye
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -114,16 +120,15 @@ class FakeServer:
                 await self._respond(head[0].split()[1], headers, body, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
-        finally:
-            self._tasks.discard(task)
-            # As a killed process: no goodbye.
-            writer.transport.abort()
 
     async def _respond(self, path: str, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> None:
         if path in ("/health", "/metrics") and self.healthy is None:
             await asyncio.sleep(3600)
         if path == "/health":
             await self._send(writer, 200 if self.healthy else 503, "")
+        elif path == "/reset_prefix_cache" and self.dev:
+            self.resets += 1
+            await self._send(writer, 200, '{"success": true}', "application/json")
         elif path == "/metrics":
             text = METRICS.format(
                 model=self.model, running=self.running, waiting=self.waiting, usage=self.running / 64,

@@ -15,7 +15,7 @@ from aragog_env import make_policy
 from aragog_env.backends.live import LiveBackend
 from aragog_env.episode import EpisodeLog
 from aragog_env.harness.rollout import run_episode
-from aragog_env.policy import Dispatch, Policy, Wait
+from aragog_env.policy import WAIT, Dispatch, Policy, Wait
 from aragog_env.recording import Recording
 from aragog_env.view import DispatchView
 from tests.live.fake_server import FakeServer
@@ -235,3 +235,102 @@ def _without_metrics(server: FakeServer) -> Any:
         await respond("/nothing" if path == "/metrics" else path, *rest)
 
     return without
+
+
+def test_siblings_of_a_failed_call_are_broken_off(tmp_path: Path) -> None:
+    """The request is lost; what its other calls would still write is of no use to anybody."""
+    with world(tmp_path, requests=1) as (backend, servers):
+        small = servers[0]
+        small.token_s = 0.5
+        backend.queries.runtimes[0]._functions["measure.tool"] = _late_failure  # type: ignore[attr-defined]
+        backend.reset(0)
+        assert not backend.done
+        backend.step(Dispatch(0, 1))  # the draft, by the quick server
+        begin = time.monotonic()
+        while not backend.done:
+            backend.step(Dispatch(0, 0))  # the votes, by the slow one
+        assert time.monotonic() - begin < 1.4, "three tokens at 0.5 s were not waited for"
+        deadline = time.monotonic() + 5.0
+        while small.running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert small.running == 0 and small.written < 6, "the server was told"
+    (request,) = rows(tmp_path, "requests")
+    assert request["status"] == "failed" and "tool 'measure' raised" in request["reason"]
+    votes = [row for row in rows(tmp_path, "calls") if row["stage"].startswith("vote")]
+    # All is over with the failure of the only request, so that either word of it may come first.
+    assert len(votes) == 2 and {row["status"] for row in votes} <= {"cancelled", "lost"}
+    assert not [row for row in rows(tmp_path, "events") if row["kind"] == "server down"]
+
+
+def _late_failure(*_: object) -> Any:
+    time.sleep(0.3)
+    raise RuntimeError("broken on purpose")
+
+
+def test_siblings_are_broken_off_while_others_go_on(tmp_path: Path) -> None:
+    with world(tmp_path, requests=3, rate_rps=100.0) as (backend, servers):
+        servers[0].token_s = servers[1].token_s = 0.2
+        functions = backend.queries.runtimes[0]._functions  # type: ignore[attr-defined]
+        measure = functions["measure.tool"]
+        first: list[object] = []
+
+        def once(call: Any) -> Any:
+            first.append(call)
+            return _late_failure() if len(first) == 1 else measure(call)
+
+        functions["measure.tool"] = once
+        log = run(backend)
+    assert len(log.notes["failed_requests"]) == 1 and np.isfinite(log.requests["finish_s"]).sum() == 2  # type: ignore[arg-type]
+    (failed,) = log.notes["failed_requests"]  # type: ignore[misc,attr-defined]
+    statuses = {row["status"] for row in rows(tmp_path, "calls") if row["request"] == failed and row["node"] > 0}
+    assert statuses == {"cancelled"}
+    assert not [row for row in rows(tmp_path, "events") if row["kind"] in ("server down", "call tried again")]
+
+
+@pytest.mark.parametrize("name", ["fixed:largest", "per_input:viable=oracle"])
+def test_policies_with_fixed_models_survive_the_loss_of_one(name: str, tmp_path: Path) -> None:
+    """They take another model meanwhile: an answer of lesser quality beats none."""
+    with world(tmp_path, requests=8, rate_rps=20.0) as (backend, servers):
+        large = servers[1]
+        large.fault, large.faults_left = "cut", 2
+        log = run(backend, make_policy(name))
+    assert np.isfinite(log.requests["finish_s"]).all() and log.notes["failed_requests"] == {}
+
+
+class Stubborn:
+    """Sends calls to the last route and nowhere else."""
+
+    def reset(self, scenario: Any, seed: int) -> None:
+        pass
+
+    def act(self, view: DispatchView) -> Dispatch | Wait:
+        last = view.allowed.shape[1] - 1
+        open_calls = np.flatnonzero(view.allowed[:, last])
+        return Dispatch(int(open_calls[0]), last) if len(open_calls) else WAIT
+
+
+def test_a_policy_that_waits_for_a_server_gets_it_back(tmp_path: Path) -> None:
+    with world(tmp_path, requests=2) as (backend, servers):
+        large = servers[1]
+        backend.reset(0)
+        large.stop()
+        later(0.5, large.start)
+        log = run_to_the_end(backend, Stubborn())
+    assert np.isfinite(log.requests["finish_s"]).all() and log.notes["failed_requests"] == {}
+
+
+def test_a_policy_that_waits_for_a_server_in_vain_loses_the_requests_only(tmp_path: Path) -> None:
+    with world(tmp_path, requests=2) as (backend, servers):
+        backend.reset(0)
+        servers[1].stop()
+        log = run_to_the_end(backend, Stubborn())
+    assert np.isnan(log.requests["finish_s"]).all() and not log.truncated
+    for row in rows(tmp_path, "requests"):
+        assert row["status"] == "failed" and "the policy waits for a server that did not come back" in row["reason"]
+
+
+def run_to_the_end(backend: LiveBackend, policy: Any) -> EpisodeLog:
+    """Go on with an episode that has begun."""
+    while not backend.done:
+        backend.step(policy.act(backend.view()))
+    return backend.log()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aragog_env.backends.live_progress import LiveCall, LiveRequest, ReadyCalls, TokenEstimator
-from aragog_env.backends.live_tape import ArrivalQueue, draw_live_tape
-from aragog_env.backends.live_view import Routing, Sent, view_routes
+from aragog_env.backends.live.progress import LiveCall, LiveRequest, ReadyCalls, TokenEstimator
+from aragog_env.backends.live.tape import ArrivalQueue, draw_live_tape
+from aragog_env.backends.live.view import Routing, Sent, view_routes
 from aragog_env.compiled_scenario import compile_scenario
 from aragog_env.datasets.record import Record
 from aragog_env.grading.runtime import WorkflowRuntime, load_runtime

@@ -1,0 +1,66 @@
+"""A calibration as a cluster file: YAML that scenarios name, with what it rests on written above it."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..errors import SpecError
+from ..specs.load import load_cluster
+from ..specs.strict import dump_yaml
+from .fit import TERMS, Calibration
+
+
+def cluster_text(calibration: Calibration) -> str:
+    """Return the file's text."""
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = [f"Written by `aragog calibrate`, {made}.", *summary(calibration)]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + dump_yaml(calibration.cluster)
+
+
+def write_cluster(calibration: Calibration, path: str | Path) -> Path:
+    """Write the file and read it back.
+
+    Raises:
+        SpecError: the name does not end in .yaml or .yml, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml"):
+        raise SpecError("a cluster file must end in .yaml or .yml, or it could not be named as one", where=str(path))
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(cluster_text(calibration), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise SpecError(f"cannot write this file ({error.strerror})", where=str(path)) from error
+    load_cluster(path)
+    return path
+
+
+def summary(calibration: Calibration) -> list[str]:
+    """Return the fit in words: residuals, slowdowns, sources."""
+    lines = [
+        "",
+        "server: iterations (ms); submit + close (ms); calls fitted; error of TPOT (median, all), of TTFT (median)",
+    ]
+    for fit in calibration.servers:
+        terms = ", ".join(f"{n.removesuffix('_ms')} {v:.4g}" for n, v in zip(TERMS, fit.terms, strict=True) if v)
+        outliers = f" (+ {fit.outliers} left out)" if fit.outliers else ""
+        ttft = f"{fit.ttft_error:.1%}" if math.isfinite(fit.ttft_error) else "-"
+        amount = f"{fit.spans}{outliers} of {fit.iterations} iterations"
+        errors = f"{fit.tpot_error:.1%}, {fit.tpot_bias:+.1%}, {ttft}"
+        lines.append(f"{fit.name}: {terms}; {fit.submit_ms:g} + {fit.close_ms:g}; {amount}; {errors}")
+    lines.append(f"client: {calibration.decision_ms:g} ms per dispatch ({calibration.decisions} dispatches)")
+    if calibration.slowdown:
+        factors = ", ".join(
+            f"{k} others x{factor:.3g} ({share:.0%} of the time)"
+            for k, (factor, share) in enumerate(zip(calibration.slowdown, calibration.shares, strict=False))
+        )
+        lines.append(f"servers slow each other down: {factors}; mean x{calibration.typical:.3g}")
+    else:
+        lines.append("servers do not slow each other down noticeably, or the recordings do not show it")
+    for source, busy in zip(calibration.sources, calibration.busy_servers, strict=True):
+        lines.append(f"from {source}, {busy:.2f} servers busy on average")
+    return [*lines, *(f"note: {note}" for note in calibration.notes), ""]

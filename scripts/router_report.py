@@ -98,7 +98,7 @@ def measure(table: OutcomeTable, router: Router, vectors: Floats) -> Times:
         every_ms=_ms(lambda: [with_largest(fold.heads.logits(x) >= fold.threshold) for x in singles], len(few)),
         every_batch_ms=_ms(lambda: [with_largest(fold.heads.logits(x) >= fold.threshold) for x in batches], len(few)),
         heads=asked,
-        head_us=pruned * 1000 / asked,
+        head_us=pruned * 1000 / max(1.0, asked),
     )
 
 

@@ -93,7 +93,7 @@ def n_step_returns(
 
 def action_values(network: Network, inputs: Inputs) -> Tensor:
     """Return Q of every action, (B, A), `MASKED` where impossible."""
-    logits, value = network.actor_critic(inputs)
+    logits, value = network(*inputs.policy), network.values(inputs)
     possible = logits > MASKED / 2
     mean = torch.where(possible, logits, 0.0).sum(1) / possible.sum(1)
     values = value.unsqueeze(1) + network.value_scale[1] * (logits - mean.unsqueeze(1))
@@ -192,14 +192,14 @@ class DQN:
         self.updates, self.steps, self.best = 0, 0, -math.inf
         state = run.load_state()
         if state is None:
-            self.env = TrainingEnv(s.envs, self.scenario, s.viable)
+            self.env = TrainingEnv(s.envs, self.scenario, s.rules)
             self.env.begin(s.seed)
         else:
             self.env = thaw(state["env"])
         self.replay = Replay(max(2 * s.n_step + 2, s.horizon, s.replay // s.envs), self.env)
         if state is not None:
             self._restore(state)
-        self.evaluate = Evaluator(self.scenario, s.viable, s.evaluate_episodes, lambda logits: logits.argmax(1))
+        self.evaluate = Evaluator(self.scenario, s.rules, s.evaluate_episodes, lambda logits: logits.argmax(1))
         self.meter = EpisodeMeter()
 
     @property
@@ -279,7 +279,7 @@ class DQN:
         s = self.settings
         notes = {"settings": asdict(s), "steps": self.steps, "updates": self.updates, **notes}
         slots, name = self.scenario.observation.ready_slots, self.scenario.name
-        return ModelFile(s.kind, self.network.arrays(), s.width, s.viable, slots, name, notes)
+        return ModelFile(s.kind, self.network.arrays(), s.width, asdict(s.rules), slots, name, notes)
 
     def save(self) -> None:
         """Write model and checkpoint."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aragog_env.specs.scenario import Scenario
 
+from .features import Rules
 from .network import Inputs, Network
 from .training_env import TrainingEnv
 
@@ -21,9 +22,8 @@ _MOST_DECISIONS: Final = 10
 
 def observed(env: TrainingEnv) -> Inputs:
     """Return the present observations as tensors that share the environment's memory, but `can_wait`."""
-    calls, routes, pairs, summary, mask, foresight = env.arrays
-    shared = [torch.from_numpy(array) for array in (calls, routes, pairs, summary, mask[:, -1] != 0, foresight)]
-    return Inputs(*shared)
+    calls, routes, pairs, summary, mask, *foreseen = env.arrays
+    return Inputs(*(torch.from_numpy(array) for array in (calls, routes, pairs, summary, mask[:, -1] != 0, *foreseen)))
 
 
 class EpisodeMeter:
@@ -55,13 +55,13 @@ class Evaluator:
 
     Args:
         scenario: with the objective of training.
-        viable: source of viable sets.
+        rules: which actions are open.
         episodes: how many, side by side.
         choose: the greedy action of each row of logits.
     """
 
-    def __init__(self, scenario: Scenario, viable: str, episodes: int, choose: Callable[[Tensor], Tensor]) -> None:
-        self.scenario, self.viable, self.episodes, self.choose = scenario, viable, episodes, choose
+    def __init__(self, scenario: Scenario, rules: Rules, episodes: int, choose: Callable[[Tensor], Tensor]) -> None:
+        self.scenario, self.rules, self.episodes, self.choose = scenario, rules, episodes, choose
         self._env: TrainingEnv | None = None
 
     def __call__(self, network: Network, device: torch.device) -> dict[str, float]:
@@ -70,7 +70,7 @@ class Evaluator:
         A policy that would rather wait than decide takes for ever: where episodes are still running after many decisions per
         call, their number is all that is returned.
         """
-        env = self._env = self._env or TrainingEnv(self.episodes, self.scenario, self.viable)
+        env = self._env = self._env or TrainingEnv(self.episodes, self.scenario, self.rules)
         env.reset(seed=EVALUATION_SEED)
         meter = EpisodeMeter()
         running, reward = np.ones(self.episodes, np.bool_), 0.0

@@ -1,13 +1,15 @@
-"""What learned schedulers see beside the observation: which actions keep a request viable, and what an action leaves of it.
+"""What learned schedulers may do, and what they see beside the observation.
 
-Aragog's scheduler sends a call only to models of its request's remaining viable configurations (`policies.aragog.narrowing`).
-Here the same sets narrow the action mask of the observation's ready-call slots, in all environments of a vector environment at
-once or for the view of one decision, and tell three numbers per call and route (`PairExtra`). Without viable sets all
-configurations remain, and the numbers still say what is left to do.
+Aragog's scheduler sends a call only to models of its request's remaining viable configurations
+(`policies.aragog.narrowing`), and only to servers below their saturation point; it waits only when there is nothing to send.
+The same rules (`Rules`), each of which can be left out, narrow the action mask of the observation's ready-call slots here: in
+all environments of a vector environment at once, or for the view of one decision. On the way four numbers per call and route
+are found (`PairExtra`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -15,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aragog_env.compiled_scenario import CompiledScenario
+from aragog_env.errors import SpecError
+from aragog_env.harness.profile import SATURATION_SHARE
 from aragog_env.jit import njit
 from aragog_env.observation import ObservationArrays, PairFeature
 from aragog_env.outcomes import OutcomeTable
@@ -26,22 +30,44 @@ from policies.viability import ViableSets, make_viable_sets
 
 from .configurations import Configurations
 from .costs import expected_prompt_tokens
+from .slots import saturation_slots
 
 # mypy: disable-error-code="no-untyped-def"
 
 NONE: Final = "none"
 """The name of viable sets that hold every configuration."""
-_WORK_SCALE_S: Final = 10.0
+_NO_LIMIT: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which of the environment's actions a learned scheduler may take.
+
+    Raises:
+        SpecError: a number out of its range.
+    """
+
+    viable: str = NONE
+    """Source of viable sets as `policies.viability.make_viable_sets` takes it; `none`: any candidate model."""
+    hold: float = SATURATION_SHARE
+    """Calls are held back from servers whose load already gives this share of their maximum throughput; 0: never."""
+    wait: bool = False
+    """Whether it may wait although something can be sent. An event or two later hardly anything is different, so that whether
+    waiting pays is very hard to learn; `hold` makes most of that choice."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.hold <= 1:
+            raise SpecError(f"hold must lie between 0 and 1, got {self.hold}")
 
 
 class PairExtra(IntEnum):
     """Columns of `pairs` behind those of `observation.PairFeature`."""
 
-    OPEN = 0  # the action mask: the route is up, and its model keeps the request viable
+    OPEN = 0  # the action mask
     KEPT = 1  # share of the request's remaining configurations that stay possible
-    WORK = (
-        2  # seconds of calls left if the cheapest of these is followed, on idle servers, this call included; scale 10 s
-    )
+    WORK = 2  # seconds of calls on idle servers until the answer, by the cheapest of these; scale 10 s
+    LOAD = 3  # calls on the route, scale its saturation point
 
 
 PAIR_WIDTH: Final = len(PairFeature) + len(PairExtra)
@@ -54,22 +80,26 @@ class SlotTables(NamedTuple):
     cost_s: NDArray[np.float64]  # (V, 64 * W) seconds of all calls of a configuration on idle servers, ascending
     node_s: NDArray[np.float64]  # (V * N, M) seconds of the node's call
     route_model: NDArray[np.int64]  # (R,)
+    saturation: NDArray[np.int64]  # (R,) calls
+    most: NDArray[np.int64]  # (R,) a route with so many calls gets no more
+    wait: int
+    """Whether waiting is open where something can be sent."""
 
 
 class SlotSets:
-    """The viable sets of requests in the form that the kernels below want.
+    """Rules and the viable sets of requests, in the form that the kernels below want.
 
     Args:
         compiled: the scenario.
-        viable: `none`, or as `policies.viability.make_viable_sets` takes it.
+        rules: what may be done.
 
     Raises:
         SpecError: no such source of viable sets.
     """
 
-    def __init__(self, compiled: CompiledScenario, viable: str = NONE) -> None:
-        self.compiled, self.viable = compiled, viable
-        self.sets: ViableSets | None = None if viable == NONE else make_viable_sets(viable)
+    def __init__(self, compiled: CompiledScenario, rules: Rules) -> None:
+        self.compiled, self.rules = compiled, rules
+        self.sets: ViableSets | None = None if rules.viable == NONE else make_viable_sets(rules.viable)
         self.is_oracle = self.sets is not None and self.sets.name == "oracle"
         space = configuration_space(compiled.scenario)
         models = len(compiled.models)
@@ -91,7 +121,15 @@ class SlotSets:
             masks[w * space.nodes : w * space.nodes + nodes] = pack(known.member[..., order], space.words)
             self._order.append(order)
         route_model = compiled.workflow.route_model.astype(np.int64)
-        self.tables = SlotTables(masks, cost_s, node_s.reshape(-1, models), route_model)
+        saturation = saturation_slots(compiled.scenario).copy()
+        most = (
+            saturation_slots(compiled.scenario, rules.hold).copy()
+            if rules.hold
+            else np.full(len(saturation), _NO_LIMIT)
+        )
+        self.tables = SlotTables(
+            masks, cost_s, node_s.reshape(-1, models), route_model, saturation, most, int(rules.wait)
+        )
 
     def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         """Hand the outcome tables to the source of viable sets, as `policy.NeedsOutcomes` describes."""
@@ -156,8 +194,18 @@ def _count(x):
 
 
 @njit(cache=True, nogil=True)
-def _refine_slot(tables, bits, served, workflow, node, allowed, source, target, mask, left, by_model):
-    """Write pair features and mask of one ready call.
+def first_of(words):
+    """Return the smallest member of a set, (W,) words of bits; -1 if it is empty."""
+    for word in range(words.shape[0]):
+        if words[word] != np.uint64(0):
+            lowest = words[word] & (~words[word] + np.uint64(1))
+            return 64 * word + _count(lowest - np.uint64(1))
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _refine_slot(tables, bits, served, workflow, node, allowed, load, source, target, mask, left, by_model):
+    """Write pair features and mask of one ready call; return whether it can be sent now.
 
     Args:
         tables: `SlotTables`.
@@ -166,6 +214,7 @@ def _refine_slot(tables, bits, served, workflow, node, allowed, source, target, 
         workflow: of the call.
         node: of the call.
         allowed: (R,) routes that are up and serve a candidate.
+        load: (R,) calls on each route.
         source: (R, P) features of the observation.
         target: (R, P + X) the features with the extra ones behind them.
         mask: (R,) the call's part of the action mask.
@@ -198,19 +247,22 @@ def _refine_slot(tables, bits, served, workflow, node, allowed, source, target, 
         by_model[m, 0] = kept / total if total > 0 else 0.0
         by_model[m, 1] = max(0.0, tables.cost_s[workflow, cheapest] - spent_s) if cheapest >= 0 else 0.0
     features = source.shape[1]
-    any_open = False
+    any_viable, any_open = False, False
     for r in range(allowed.shape[0]):
-        any_open |= allowed[r] and by_model[tables.route_model[r], 0] > 0
+        any_viable |= allowed[r] and by_model[tables.route_model[r], 0] > 0
     for r in range(allowed.shape[0]):
         m = tables.route_model[r]
         # Nothing viable is up, or the request was sent outside its set: an answer of lesser quality beats none.
-        is_open = allowed[r] and (by_model[m, 0] > 0 or not any_open)
+        is_open = allowed[r] and (by_model[m, 0] > 0 or not any_viable) and load[r] < tables.most[r]
+        any_open |= is_open
         mask[r] = is_open
         for f in range(features):
             target[r, f] = source[r, f]
         target[r, features] = is_open
         target[r, features + 1] = by_model[m, 0] if allowed[r] else 0.0
         target[r, features + 2] = by_model[m, 1] / (by_model[m, 1] + 10.0) if allowed[r] else 0.0
+        target[r, features + 3] = load[r] / (load[r] + tables.saturation[r])
+    return any_open
 
 
 @njit(cache=True, nogil=True)
@@ -223,6 +275,8 @@ def _refine_all(
     request,
     workflow,
     node,
+    running,
+    waiting,
     allowed,
     source,
     target,
@@ -230,10 +284,14 @@ def _refine_all(
     served,
     left,
     by_model,
+    load,
 ):
     """`_refine_slot` for every slot of every environment; empty slots are zero."""
     routes, width = allowed.shape[2], served.shape[0]
     for e in range(bits.shape[0]):
+        for r in range(routes):
+            load[r] = running[e, r] + waiting[e, r]
+        any_open = False
         for slot in range(allowed.shape[1]):
             if valid[e, slot] == 0:
                 target[e, slot] = 0.0
@@ -242,35 +300,49 @@ def _refine_all(
             for k in range(width):
                 served[k] = call_model[e, q * width + k]
             part = mask[e, slot * routes : (slot + 1) * routes]
-            w, n = workflow[e, slot], node[e, slot]
-            _refine_slot(
+            any_open |= _refine_slot(
                 tables,
                 bits[e, q],
                 served,
-                w,
-                n,
+                workflow[e, slot],
+                node[e, slot],
                 allowed[e, slot],
+                load,
                 source[e, slot],
                 target[e, slot],
                 part,
                 left,
                 by_model,
             )
+        if any_open and not tables.wait:
+            mask[e, -1] = 0
 
 
 @njit(cache=True, nogil=True)
-def _refine_view(tables, bits, served, workflow, node, allowed, source, target, mask, left, by_model):
+def _refine_view(tables, bits, served, workflow, node, load, allowed, source, target, mask, left, by_model):
     """`_refine_slot` for the first calls of a view; empty slots are zero."""
-    routes = allowed.shape[1]
+    routes, any_open = allowed.shape[1], False
     for slot in range(target.shape[0]):
         if slot >= bits.shape[0]:
             target[slot] = 0.0
             continue
         part = mask[slot * routes : (slot + 1) * routes]
-        w, n = workflow[slot], node[slot]
-        _refine_slot(
-            tables, bits[slot], served[slot], w, n, allowed[slot], source[slot], target[slot], part, left, by_model
+        any_open |= _refine_slot(
+            tables,
+            bits[slot],
+            served[slot],
+            workflow[slot],
+            node[slot],
+            allowed[slot],
+            load,
+            source[slot],
+            target[slot],
+            part,
+            left,
+            by_model,
         )
+    if any_open and not tables.wait:
+        mask[-1] = 0
 
 
 class SlotRefiner:
@@ -281,6 +353,7 @@ class SlotRefiner:
         self._left = np.zeros(sets.words, np.uint64)
         self._served = np.zeros(sets.nodes, np.int64)
         self._by_model = np.zeros((len(sets.compiled.models), 2))
+        self._load = np.zeros(len(sets.compiled.replicas), np.int64)
 
     def refine_all(
         self,
@@ -297,11 +370,11 @@ class SlotRefiner:
             bits: (E, n, W) sets of the requests of the tapes (`SlotSets.of_tape`).
             target: (E, K, R, P + X).
         """
-        calls = out.view_calls
+        calls, routes = out.view_calls, out.view_routes
         _refine_all(
             self.sets.tables, bits, simulation.progress.by_rank, simulation.state.call["model"], out.calls[:, :, 0],
-            calls["request"], calls["workflow"], calls["node"], out.allowed, out.pairs, target, out.mask,
-            self._served, self._left, self._by_model,
+            calls["request"], calls["workflow"], calls["node"], routes["running"], routes["waiting"], out.allowed,
+            out.pairs, target, out.mask, self._served, self._left, self._by_model, self._load,
         )  # fmt: skip
 
     def refine_view(
@@ -321,8 +394,8 @@ class SlotRefiner:
             mask: (K * R + 1,) the observation's mask.
             target: (K, R, P + X).
         """
-        calls = view.calls
+        calls, load = view.calls, view.routes["running"] + view.routes["waiting"]
         _refine_view(
-            self.sets.tables, bits, view.served_by, calls["workflow"], calls["node"], view.allowed, source, target, mask,
-            self._left, self._by_model,
+            self.sets.tables, bits, view.served_by, calls["workflow"], calls["node"], load.astype(np.int64), view.allowed,
+            source, target, mask, self._left, self._by_model,
         )  # fmt: skip

@@ -164,7 +164,7 @@ class Imitation:
         state = run.load_state()
         if state is not None:
             self._restore(state)
-        self.evaluate = Evaluator(self.scenario, s.viable, s.evaluate_episodes, likeliest)
+        self.evaluate = Evaluator(self.scenario, s.rules, s.evaluate_episodes, likeliest)
 
     @property
     def steps(self) -> int:
@@ -174,7 +174,7 @@ class Imitation:
     def collect(self) -> None:
         """Let the expert, or after the first round the network, decide for whole episodes until there is enough."""
         s, examples = self.settings, Examples()
-        encoder = SlotEncoder(self.scenario, s.viable, self.scenario.observation.ready_slots)
+        encoder = SlotEncoder(self.scenario, s.rules, self.scenario.observation.ready_slots)
         decider = Decider(self.network.arrays()) if self.updates else None
         most = -(-s.steps // s.rounds)
         recorder = Recorder(make_policy(s.expert), encoder, decider, examples, most)
@@ -229,7 +229,7 @@ class Imitation:
         s = self.settings
         notes = {"settings": asdict(s), "steps": self.steps, "updates": self.updates, **notes}
         slots, name = self.scenario.observation.ready_slots, self.scenario.name
-        return ModelFile(s.kind, self.network.arrays(), s.width, s.viable, slots, name, notes)
+        return ModelFile(s.kind, self.network.arrays(), s.width, asdict(s.rules), slots, name, notes)
 
     def save(self) -> None:
         """Write model and checkpoint."""

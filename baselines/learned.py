@@ -18,7 +18,7 @@ from aragog_env.specs.scenario import Scenario
 from aragog_env.view import DispatchView
 
 from .decider import Decider
-from .features import NONE, PAIR_WIDTH, SlotRefiner, SlotSets
+from .features import NONE, PAIR_WIDTH, Rules, SlotRefiner, SlotSets
 from .model_file import Kind, ModelFile
 
 MODES: Final = ("greedy", "sample")
@@ -29,14 +29,14 @@ class SlotEncoder:
 
     Args:
         scenario: what is scheduled.
-        viable: source of viable sets, or `none`.
+        rules: which actions are open.
         ready_slots: how many ready calls are shown.
     """
 
-    def __init__(self, scenario: Scenario, viable: str, ready_slots: int) -> None:
+    def __init__(self, scenario: Scenario, rules: Rules, ready_slots: int) -> None:
         observation = replace(scenario.observation, ready_slots=ready_slots)
         self.compiled = compile_scenario(replace(scenario, observation=observation))
-        self.sets = SlotSets(self.compiled, viable)
+        self.sets = SlotSets(self.compiled, rules)
         self._refiner = SlotRefiner(self.sets)
         self._shape = (ready_slots, len(self.compiled.replicas))
         self._bits: dict[tuple[int, int], NDArray[np.uint64]] = {}
@@ -100,10 +100,14 @@ class LearnedPolicy:
             raise SpecError(f"policy '{name}': unknown mode '{mode}'.{did_you_mean(str(mode), MODES)}")
         self.model = ModelFile.load(model, self.kind)
         self.decide = Decider(self.model.weights)
-        self.mode, self.viable = mode, viable or self.model.viable
+        try:
+            rules = Rules(**self.model.rules)
+        except TypeError as error:
+            raise SpecError("this model has other rules than this version knows", where=model) from error
+        self.mode, self.rules = mode, replace(rules, viable=viable or rules.viable)
         self._scenario: Scenario | None = None
         self._outcomes: tuple[tuple[OutcomeTable, ...], tuple[NDArray[np.float64], ...]] | None = None
-        if self.viable != NONE:
+        if self.rules.viable != NONE:
             # What makes it a `policy.NeedsOutcomes`, which one that chooses freely is not.
             self.receive_outcomes = self._receive_outcomes
 
@@ -114,7 +118,7 @@ class LearnedPolicy:
         """Forget the last episode; `seed` decides what is drawn in the mode `sample`."""
         if scenario != self._scenario:
             self._scenario = scenario
-            self._encoder = SlotEncoder(scenario, self.viable, self.model.ready_slots)
+            self._encoder = SlotEncoder(scenario, self.rules, self.model.ready_slots)
         if self._outcomes is not None:
             self._encoder.receive_outcomes(*self._outcomes)
         self._encoder.begin()

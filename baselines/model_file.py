@@ -34,8 +34,8 @@ class ModelFile:
     weights: dict[str, NDArray[np.float32]] = field(repr=False)
     """By the names of `Network.state_dict`."""
     width: int
-    viable: str
-    """Source of the viable sets that narrowed the masks in training; `none`: all configurations."""
+    rules: dict[str, Any]
+    """Which actions were open in training: the fields of `features.Rules`."""
     ready_slots: int
     """K in training; a policy shows the network as many calls."""
     scenario: str

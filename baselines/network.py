@@ -6,7 +6,7 @@ follow calls and routes when these change places, and the same weights work on c
 Attention is additive (Bahdanau et al. 2015, arXiv 1409.0473): what a pair scores comes from the sum of three vectors, which is
 far cheaper on a CPU than a product of matrices per pair.
 
-The critic, which only training needs, also sees what will come (`training_env.Foresight`).
+The critic is a small network of its own, which only training needs: it sees what will come (`foresight`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from aragog_env.errors import SpecError
 from aragog_env.observation import CallFeature, GlobalFeature, PairFeature, RouteFeature
 
 from .features import PAIR_WIDTH, PairExtra
+from .foresight import REQUESTS_WIDTH, ServerForesight
 from .model_file import ModelFile
-from .training_env import FORESIGHT_WIDTH
 
 OPEN: Final = len(PairFeature) + PairExtra.OPEN
 """Column of `pairs` that holds the action mask."""
@@ -41,16 +41,25 @@ class Inputs(NamedTuple):
     pairs: Tensor  # (B, K, R, P) float32, P = features.PAIR_WIDTH
     globals: Tensor  # (B, L) float32
     can_wait: Tensor  # (B,) bool
-    foresight: Tensor  # (B, S) float32, for the critic
+    requests: Tensor  # (B, S) float32, and
+    servers: Tensor  # (B, R, V) float32: for the critic alone, see `foresight.Foreseer`
 
     @property
     def policy(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What a policy may see: everything but the foresight."""
+        """What a policy may see: everything but what is foreseen."""
         return self.calls, self.routes, self.pairs, self.globals, self.can_wait
 
     def rows(self, index: Tensor) -> Inputs:
         """Return some rows of the batch."""
         return Inputs(*(array[index] for array in self))
+
+    def only_critic(self, index: Tensor) -> Inputs:
+        """Return what `Network.values` needs of some rows; the rest, which is large, stays as it is."""
+        return self._replace(routes=self.routes[index], requests=self.requests[index], servers=self.servers[index])
+
+    def only_policy(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return `policy` of some rows."""
+        return tuple(array[index] for array in self.policy)
 
     def to(self, device: torch.device) -> Inputs:
         """Return it on a device."""
@@ -80,9 +89,13 @@ class Network(nn.Module):
         self.summary_out = nn.Linear(width, width, bias=False)
         self.score = nn.Linear(width, 1)
         self.wait = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-        self.value_routes = nn.Linear(len(RouteFeature), width)
+        self.value_routes = nn.Linear(len(RouteFeature) + len(ServerForesight), width)
         self.value = nn.Sequential(
-            nn.Linear(width + FORESIGHT_WIDTH, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+            nn.Linear(width + REQUESTS_WIDTH, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 1),
         )
         self.register_buffer("value_scale", torch.tensor([0.0, 1.0]))  # mean and deviation of returns
         for module in self.modules():
@@ -112,19 +125,21 @@ class Network(nn.Module):
         logits = torch.cat((scores.flatten(1), self.wait(summary)), 1).float()
         possible = torch.cat((pairs[..., OPEN].flatten(1) > 0.5, can_wait.unsqueeze(1)), 1)
         return logits.masked_fill(~possible, MASKED)
-    def actor_critic(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Return (logits (B, K * R + 1), values (B,))."""
-        return self(*inputs.policy), self.values(inputs)
 
     def values(self, inputs: Inputs) -> Tensor:
-        """Return the critic's values, (B,).
+        """Return the critic's values, one per observation.
 
         They depend on the servers' loads and on what is known of the requests, not on which calls happen to be shown: what one
         decision changes is small, and would drown in differences between one set of calls and the next.
         """
-        servers = torch.relu(self.value_routes(inputs.routes)).sum(1)
-        value = self.value(torch.cat((servers, inputs.foresight), 1)).squeeze(-1).float()
+        servers = torch.relu(self.value_routes(torch.cat((inputs.routes, inputs.servers), -1))).sum(-2)
+        value: Tensor = self.value(torch.cat((servers, inputs.requests), -1)).squeeze(-1).float()
         return value * self.value_scale[1] + self.value_scale[0]
+
+    @property
+    def critic(self) -> list[nn.Parameter]:
+        """The weights that values depend on; the others are the actor's."""
+        return [*self.value_routes.parameters(), *self.value.parameters()]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights as `ModelFile` keeps them."""

@@ -8,7 +8,7 @@ scaled for the critic, not rewards (`Network.rescale_values`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -45,22 +45,22 @@ class PPOSettings(Settings):
     minibatch: Count = 1024
     """Decisions per gradient step."""
     learning_rate: Positive = 1e-3
-    gae_lambda: Share = 0.98
+    gae_lambda: Share = 0.9
     """Trace decay per decision: 1 takes returns as they come, 0 trusts the critic."""
     trace_slos: Positive = 2.0
     """Trace decay over time, in latencies of the SLO: decisions at the same instant share what follows, however many."""
     clip: Positive = 0.2
-    value_clip: NonNegative = 0.0
-    """Largest change of a value in units of the returns' deviation; 0: no limit."""
+    critic_epochs: Count = 8
+    """Passes of the critic, which is small and cheap."""
+    critic_rate: Positive = 1e-3
     entropy: NonNegative = 0.01
     """Weight of the bonus for undecidedness; falls with the learning rate."""
-    value_weight: Positive = 0.5
     most_gradient: Positive = 0.5
     """Norm that gradients are clipped to."""
     target_kl: NonNegative = 0.03
     """An update ends when the policy has moved so far; 0: never."""
     critic_updates: NonNegativeInt = 0
-    """First updates that train nothing but the critic's last layers: a policy that was learned elsewhere waits for them."""
+    """First updates that train nothing but the critic: a policy that was learned elsewhere waits for it."""
 
 
 def advantages(
@@ -105,17 +105,17 @@ class RolloutBuffer:
         self._env, shape = env, (horizon, env.num_envs)
         now = observed(env)
         stored = [torch.zeros((horizon + 1, *part.shape), dtype=part.dtype, device=device) for part in now]
-        self._all = Inputs(*stored)
+        self.all = Inputs(*stored)  # (T + 1, E, ...)
         self.inputs = Inputs(*(part[:-1].flatten(0, 1) for part in stored))  # (T * E, ...), the same memory
         self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
         self.old_log = torch.zeros(shape, device=device)
-        self.values = torch.zeros((horizon + 1, env.num_envs), device=device)
+        self.values = np.zeros((horizon + 1, env.num_envs))
         self.rewards, self.discounts, self.dt_s = (np.zeros(shape) for _ in range(3))
-        self.terminated, self.ended, self.begins = (np.zeros(shape, np.bool_) for _ in range(3))
+        self.terminated, self.ended, self.begins, self.choices = (np.zeros(shape, np.bool_) for _ in range(4))
 
     def observe(self, t: int) -> Inputs:
         """Copy the present observations to place t and return them."""
-        place = Inputs(*(part[t] for part in self._all))
+        place = Inputs(*(part[t] for part in self.all))
         for target, source in zip(place, observed(self._env), strict=True):
             target.copy_(source, non_blocking=True)
         return place
@@ -171,17 +171,19 @@ class PPO:
             self.network.load(ModelFile.load(s.start))
         self.network.to(self.device)
         fused = self.device.type in ("cpu", "cuda")
-        self.optimiser = torch.optim.Adam(self.network.parameters(), s.learning_rate, eps=1e-5, fused=fused)
+        critic = self.network.critic
+        actor = [p for p in self.network.parameters() if not any(p is q for q in critic)]
+        self.optimiser = torch.optim.Adam([{"params": actor}, {"params": critic}], eps=1e-5, fused=fused)
         self.generator = torch.Generator(self.device).manual_seed(s.seed)
         self.scenario = s.objective(run.scenario)
         self.updates, self.steps, self.best = 0, 0, -math.inf
         state = run.load_state()
         if state is None:
-            self.env = TrainingEnv(s.envs, self.scenario, s.viable)
+            self.env = TrainingEnv(s.envs, self.scenario, s.rules)
             self.env.begin(s.seed)
         else:
             self._restore(state)
-        self.evaluate = Evaluator(self.scenario, s.viable, s.evaluate_episodes, likeliest)
+        self.evaluate = Evaluator(self.scenario, s.rules, s.evaluate_episodes, likeliest)
         self.buffer = RolloutBuffer(s.horizon, self.env, self.device)
         self.meter = EpisodeMeter()
 
@@ -190,94 +192,100 @@ class PPO:
         buffer, env, watch = self.buffer, self.env, self.run.watch
         for t in range(self.settings.horizon):
             with watch("network"), torch.inference_mode():
-                logits, value = self._forward(buffer.observe(t))
+                logits = self._logits(buffer.observe(t))
                 action = sample(logits, self.generator)
-                log_probability = torch.log_softmax(logits, 1).gather(1, action.unsqueeze(1)).squeeze(1)
-                buffer.actions[t], buffer.old_log[t], buffer.values[t] = action, log_probability, value
+                buffer.actions[t] = action
+                buffer.old_log[t] = torch.log_softmax(logits, 1).gather(1, action.unsqueeze(1)).squeeze(1)
                 chosen = action.cpu().numpy()
             with watch("environment"):
-                buffer.begins[t] = env.begins
+                buffer.begins[t], buffer.choices[t] = env.begins, env.choices
                 _, reward, terminated, truncated, info = env.step(chosen)
                 buffer.store(t, reward, terminated, truncated, info)
                 self.meter.add(info)
         with watch("network"), torch.inference_mode():
-            buffer.values[-1] = self._forward(buffer.observe(self.settings.horizon))[1]
+            buffer.observe(self.settings.horizon)
+            buffer.values = self._values(buffer.all).cpu().numpy().astype(np.float64)
 
-    def _forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _logits(self, inputs: Inputs) -> Tensor:
         with self.autocast:
-            return self.network.actor_critic(inputs)
+            result: Tensor = self.network(*inputs.policy)
+        return result
+
+    def _values(self, inputs: Inputs) -> Tensor:
+        with self.autocast:
+            return self.network.values(inputs)
 
     def update(self) -> dict[str, float]:
         """Learn from what was collected; returns a point of the learning curve."""
-        s, buffer = self.settings, self.buffer
-        values = buffer.values.cpu().numpy().astype(np.float64)
+        s, buffer, values = self.settings, self.buffer, self.buffer.values
         traces = s.gae_lambda * np.exp(-buffer.dt_s / (s.trace_slos * self.env.reward.reference_s))
         estimates = advantages(buffer.rewards, values, buffer.discounts, buffer.terminated, buffer.ended, traces)
         returns, real = estimates + values[:-1], ~buffer.begins  # steps that begin an episode are no decisions
         self._rescale(returns[real])
-        advantage = self._flat((estimates - estimates[real].mean()) / (estimates[real].std() + 1e-8))
-        target = self._flat(returns)
-        rows = torch.from_numpy(np.flatnonzero(real.reshape(-1))).to(self.device)
+        rows = self._rows(real)
         left = max(0.0, 1.0 - self.steps / s.steps)
-        rate = s.learning_rate * (_LEAST_RATE + (1 - _LEAST_RATE) * left)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        found: list[list[float]] = []
-        for _ in range(s.epochs):
-            order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
-            for part in order.tensor_split(max(1, len(rows) // s.minibatch)):
-                found.append(self._descend(part, advantage[part], target[part], s.entropy * left))
-                if 0 < s.target_kl < found[-1][0]:
-                    break
-            if 0 < s.target_kl < found[-1][0]:
-                break
+        share = _LEAST_RATE + (1 - _LEAST_RATE) * left
+        for group, rate in zip(self.optimiser.param_groups, (s.learning_rate, s.critic_rate), strict=True):
+            group["lr"] = rate * share
+        row = {"learning_rate": s.learning_rate * share}
+        if self.updates >= s.critic_updates:
+            free = real & buffer.choices  # where one thing alone is possible there is nothing to learn
+            advantage = self._flat((estimates - estimates[free].mean()) / (estimates[free].std() + 1e-8))
+            row |= {"choices": float(free.sum() / real.sum())}
+            row |= self._improve_policy(self._rows(free), advantage, s.entropy * left)
+        row["value_loss"] = self._improve_critic(rows, self._flat(returns))
         self.steps += len(rows)
         self.updates += 1
-        names = ("kl", "policy_loss", "value_loss", "entropy", "clip_fraction")
-        unexplained = np.var((returns - values[:-1])[real]) / (np.var(returns[real]) + 1e-12)
-        return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True)) | {
-            "gradient_steps": len(found),
-            "learning_rate": rate,
-            "explained_variance": float(1 - unexplained),
-            "reward_per_s": float(buffer.rewards.sum() / max(1e-9, buffer.dt_s.sum())),
-        }
+        unexplained = np.var(estimates[real]) / (np.var(returns[real]) + 1e-12)
+        reward_per_s = buffer.rewards.sum() / max(1e-9, buffer.dt_s.sum())
+        return row | {"explained_variance": float(1 - unexplained), "reward_per_s": float(reward_per_s)}
 
-    def _descend(self, part: Tensor, advantage: Tensor, target: Tensor, entropy_weight: float) -> list[float]:
-        """Take a gradient step on some decisions; returns KL divergence, losses, entropy and share of clipped ratios."""
-        s, buffer = self.settings, self.buffer
-        logits, value = self._forward(buffer.inputs.rows(part))
-        actions, old_log, old_value = (
-            x.reshape(-1)[part] for x in (buffer.actions, buffer.old_log, buffer.values[:-1])
-        )
-        loss, entropy, change = policy_loss(logits, actions, old_log, advantage, s.clip)
-        value_loss = self._value_loss(value, target, old_value)
-        total = loss - entropy_weight * entropy + s.value_weight * value_loss
+    def _improve_policy(self, rows: Tensor, advantage: Tensor, entropy_weight: float) -> dict[str, float]:
+        """Go through the decisions `rows` a few times, until the policy has moved far enough."""
+        s, buffer, found = self.settings, self.buffer, []
+        for part in self._parts(rows, s.epochs):
+            actions, old_log = buffer.actions.reshape(-1)[part], buffer.old_log.reshape(-1)[part]
+            loss, entropy, change = policy_loss(
+                self._logits(buffer.inputs.rows(part)), actions, old_log, advantage[part], s.clip
+            )
+            self._descend(loss - entropy_weight * entropy)
+            with torch.no_grad():
+                moved = change.exp() - 1
+                kl = (moved - change).mean()  # Schulman, http://joschu.net/blog/kl-approx.html
+                clipped = (moved.abs() > s.clip).float().mean()
+                found.append(torch.stack([kl, loss, entropy, clipped]).tolist())
+            if 0 < s.target_kl < found[-1][0]:
+                break
+        names = ("kl", "policy_loss", "entropy", "clip_fraction")
+        return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True)) | {"gradient_steps": float(len(found))}
+
+    def _improve_critic(self, rows: Tensor, target: Tensor) -> float:
+        """Fit the critic to the returns; returns the squared error of the last pass, in units of their deviation."""
+        inputs, losses = self.buffer.inputs, []
+        for part in self._parts(rows, self.settings.critic_epochs):
+            value = self._values(inputs.only_critic(part))
+            loss = ((value - target[part]) / self.network.value_scale[1]).square().mean()
+            self._descend(loss)
+            losses.append(loss.item())
+        return float(np.mean(losses[-len(losses) // self.settings.critic_epochs :]))
+
+    def _parts(self, rows: Tensor, epochs: int) -> Iterator[Tensor]:
+        """Yield minibatches of rows, in another order in each epoch."""
+        for _ in range(epochs):
+            order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
+            yield from order.tensor_split(max(1, len(rows) // self.settings.minibatch))
+
+    def _descend(self, loss: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if self.updates < s.critic_updates:
-            for name, parameter in self.network.named_parameters():
-                if not name.startswith("value"):
-                    parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), s.most_gradient)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.most_gradient)
         self.optimiser.step()
-        with torch.no_grad():
-            moved = change.exp() - 1
-            kl = (moved - change).mean()  # Schulman, http://joschu.net/blog/kl-approx.html
-            clipped = (moved.abs() > s.clip).float().mean()
-        return torch.stack([kl, loss, value_loss, entropy, clipped]).tolist()
+
+    def _rows(self, mask: NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(np.flatnonzero(mask.reshape(-1))).to(self.device)
 
     def _flat(self, array: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(array.astype(np.float32).reshape(-1)).to(self.device)
-
-    def _value_loss(self, value: Tensor, target: Tensor, old: Tensor) -> Tensor:
-        """Return the squared error in units of the returns' deviation."""
-        deviation = self.network.value_scale[1]
-        error = (value - target) / deviation
-        if self.settings.value_clip == 0:
-            return error.square().mean()
-        limit = self.settings.value_clip * deviation
-        near = old + (value - old).clamp(-limit, limit)
-        return torch.max(error.square(), ((near - target) / deviation).square()).mean()
 
     def _rescale(self, returns: NDArray[np.float64]) -> None:
         """Follow mean and deviation of the returns: at once at first, then slowly."""
@@ -292,7 +300,7 @@ class PPO:
         s = self.settings
         notes = {"settings": asdict(s), "steps": self.steps, "updates": self.updates, **notes}
         slots, name = self.scenario.observation.ready_slots, self.scenario.name
-        return ModelFile(s.kind, self.network.arrays(), s.width, s.viable, slots, name, notes)
+        return ModelFile(s.kind, self.network.arrays(), s.width, asdict(s.rules), slots, name, notes)
 
     def save(self) -> None:
         """Write model and checkpoint."""

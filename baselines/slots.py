@@ -7,17 +7,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from aragog_env.harness.profile import profile_scenario
+from aragog_env.harness.profile import SATURATION_SHARE, profile_scenario
 from aragog_env.specs.scenario import Scenario
 
 
 @lru_cache(maxsize=32)
-def saturation_slots(scenario: Scenario) -> NDArray[np.int64]:
+def saturation_slots(scenario: Scenario, share: float = SATURATION_SHARE) -> NDArray[np.int64]:
     """Return (R,) the saturation point of every route: the load past which its throughput hardly rises.
 
     Profiled offline, the same numbers that Aragog's scheduler uses, so that no policy gains by larger or smaller batches.
+
+    Args:
+        scenario: its arrivals, horizon and objective do not matter.
+        share: of the maximum throughput, at which a server counts as saturated.
     """
     profile = profile_scenario(scenario)
-    slots = np.array([profile.of(replica.name).saturation() for replica in scenario.cluster.expand()], np.int64)
+    slots = np.array([profile.of(replica.name).saturation(share) for replica in scenario.cluster.expand()], np.int64)
     slots.setflags(write=False)
     return slots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any, Final
 
 import numpy as np
@@ -13,32 +12,13 @@ from aragog_env.jit import njit
 from aragog_env.specs.scenario import Scenario
 from aragog_env.vector_env import Array, StageDispatchVectorEnv
 
-from .features import NONE, PAIR_WIDTH, SlotRefiner, SlotSets
+from .features import PAIR_WIDTH, Rules, SlotRefiner, SlotSets
+from .foresight import Foreseer
 
 # mypy: disable-error-code="no-untyped-def"
 
 FIRST_SEED: Final = 1_000_000
 """Of training traffic; evaluations use small seeds."""
-WINDOWS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of foreseen arrivals, in latencies of the SLO."""
-
-
-class Foresight(IntEnum):
-    """What the critic is told beside the observation, and no policy ever: training knows the traffic to come.
-
-    How long requests wait depends on arrivals more than on any one decision. A critic that knows them takes this noise out
-    of the advantages and biases nothing, since arrivals do not depend on actions (arXiv 1807.02264).
-    """
-
-    LEFT = 0  # requests still to arrive, per 64
-    IN_FLIGHT = 1  # requests, per 64
-    READY = 2  # ready calls, per 64
-    STAGES = 3  # stages that requests in flight still have to go through, per 256
-    TOKENS = 4  # tokens that the calls in the servers will have written, per 16384
-    ARRIVALS = 5  # and the following: arrivals within each of `WINDOWS`, per 16
-
-
-FORESIGHT_WIDTH: Final = Foresight.ARRIVALS + len(WINDOWS)
 
 
 class TrainingEnv(StageDispatchVectorEnv):
@@ -54,36 +34,43 @@ class TrainingEnv(StageDispatchVectorEnv):
     Args:
         num_envs: how many.
         scenario: what they simulate.
-        viable: source of viable sets, or `none`; masks allow only what keeps a request viable.
+        rules: which actions the masks leave open.
     """
 
-    def __init__(self, num_envs: int, scenario: Scenario, viable: str = NONE) -> None:
+    def __init__(self, num_envs: int, scenario: Scenario, rules: Rules) -> None:
         super().__init__(num_envs, scenario, autoreset_mode=AutoresetMode.NEXT_STEP, copy=False)
-        self.viable = viable
+        self.rules = rules
         self._prepare()
         slots, routes = self._slots, len(self.compiled.replicas)
         self.pairs = np.zeros((num_envs, slots, routes, PAIR_WIDTH), np.float32)
         self._bits = np.zeros((num_envs, scenario.horizon.requests, self._sets.words), np.uint64)
-        self.foresight = np.zeros((num_envs, FORESIGHT_WIDTH), np.float32)
+        self._foreseer = Foreseer(self.compiled, num_envs, self._sets.words, self.reward.reference_s)
         self._graded = np.zeros((num_envs, scenario.horizon.requests), np.bool_)
-        self._windows_ps = np.round(np.array(WINDOWS) * self.reward.reference_s * 1e12).astype(np.int64)
 
     def _prepare(self) -> None:
-        self._sets = SlotSets(self.compiled, self.viable)
+        self._sets = SlotSets(self.compiled, self.rules)
         if not self._sets.is_oracle:
             self._sets.receive_outcomes(self.compiled.outcomes)
         self._refiner = SlotRefiner(self._sets)
 
     @property
-    def arrays(self) -> tuple[Array, Array, Array, Array, Array, Array]:
-        """Calls (E, K, F), routes (E, R, G), pairs (E, K, R, P + X), globals, masks (E, A), foresight: the memory itself."""
-        out = self._out
-        return out.calls, out.routes, self.pairs, out.globals, out.mask, self.foresight
+    def arrays(self) -> tuple[Array, ...]:
+        """The memory of calls (E, K, F), routes (E, R, G), pairs (E, K, R, P + X), globals, masks (E, A), and what is foreseen.
+
+        That is, of `foresight.Foreseer`, its `requests` and its `servers`.
+        """
+        out, foreseen = self._out, self._foreseer
+        return out.calls, out.routes, self.pairs, out.globals, out.mask, foreseen.requests, foreseen.servers
 
     @property
     def begins(self) -> NDArray[np.bool_]:
         """(E,) whether the next step begins an episode and ignores its action."""
         return self._done
+
+    @property
+    def choices(self) -> NDArray[np.bool_]:
+        """(E,) whether more than one action is open."""
+        return np.asarray(self._out.mask.sum(axis=1, dtype=np.int64) > 1)
 
     def begin(self, seed: int, policy_seed: int = 0) -> None:
         """Begin all environments, each at another point of its episode, by random valid actions.
@@ -110,6 +97,7 @@ class TrainingEnv(StageDispatchVectorEnv):
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
         """Step all environments; see `StageDispatchVectorEnv.step`."""
+        self._foreseer.note_actions(self.simulation, self._out.view_calls, actions, len(self.compiled.replicas))
         observations, rewards, terminated, truncated, info = super().step(actions)
         if self.reward.accuracy_weight > 0:
             progress, table, request = (
@@ -132,15 +120,11 @@ class TrainingEnv(StageDispatchVectorEnv):
         tape = self.simulation.tapes[e]
         assert tape is not None
         self._bits[e] = self._sets.of_tape(tape)
+        self._foreseer.begin(e, self.simulation, self._sets, self._bits[e])
 
     def _observations(self) -> dict[str, Array]:
-        progress = self.simulation.progress
         self._refiner.refine_all(self.simulation, self._out, self._bits, self.pairs)
-        env, request, call = progress.env, progress.request, self.simulation.state.call
-        _foresee(
-            env["now_ps"], env["arrived"], env["ready"], request["arrival_ps"], request["finish_ps"], request["done"],
-            request["workflow"], progress.by_rank, self.compiled.workflow.nodes, call["model"], call["output"], self._windows_ps, self.foresight,
-        )  # fmt: skip
+        self._foreseer.write(self.simulation, self._sets, self._bits)
         return {**super()._observations(), "pairs": self.pairs}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,37 +143,6 @@ def random_actions(mask: NDArray[np.int8], rng: np.random.Generator) -> NDArray[
     weight = rng.random(mask.shape) * mask
     weight[:, -1] *= 1e-9
     return np.asarray(weight.argmax(axis=1))
-
-
-@njit(cache=True, nogil=True)
-def _foresee(
-    now_ps, arrived, ready, arrival_ps, finish_ps, done, workflow, by_rank, nodes, model, output, windows_ps, out
-):
-    """Write `Foresight` of every environment. In a closed loop no arrival is known before it happens."""
-    requests = arrival_ps.shape[1]
-    width = model.shape[1] // requests
-    for e in range(out.shape[0]):
-        flying, stages, tokens = 0, 0, 0
-        for rank in range(arrived[e]):
-            q = by_rank[e, rank]
-            if finish_ps[e, q] >= 0:
-                continue
-            flying += 1
-            for node in range(nodes[workflow[e, q]]):
-                if done[e, q] >> node & 1 == 0:
-                    stages += 1
-                    if model[e, q * width + node] >= 0:
-                        tokens += output[e, q * width + node]
-        out[e, 0] = (requests - arrived[e]) / 64.0
-        out[e, 1] = flying / 64.0
-        out[e, 2] = ready[e] / 64.0
-        out[e, 3] = stages / 256.0
-        out[e, 4] = tokens / 16384.0
-        q = arrived[e]
-        for k in range(windows_ps.shape[0]):
-            while q < requests and 0 <= arrival_ps[e, q] <= now_ps[e] + windows_ps[k]:
-                q += 1
-            out[e, 5 + k] = (q - arrived[e]) / 16.0
 
 
 @njit(cache=True, nogil=True)

@@ -26,14 +26,15 @@ from aragog_env.compiled_scenario import compile_scenario
 from aragog_env.errors import SpecError
 from aragog_env.harness.episodes import write_atomically
 from aragog_env.harness.pool import usable_cores
+from aragog_env.harness.profile import SATURATION_SHARE
 from aragog_env.harness.provenance import session_record
 from aragog_env.harness.tracking import MODES
 from aragog_env.reward import reference_latency_s
-from aragog_env.specs.bounds import Count, NonNegative, NonNegativeInt, Positive
+from aragog_env.specs.bounds import Count, NonNegative, NonNegativeInt, Positive, Share
 from aragog_env.specs.scenario import Scenario
 from aragog_env.specs.strict import Source, dump_yaml, loads
 
-from .features import NONE
+from .features import NONE, Rules
 from .model_file import Kind
 
 SCHEMA: Final = 1
@@ -61,12 +62,16 @@ class Settings:
     """Units of every layer."""
     viable: str = NONE
     """Source of viable sets that narrow the actions: none, router, oracle, or a router's checkpoint."""
+    hold: Share = SATURATION_SHARE
+    """Calls are held back from servers whose load gives this share of their maximum throughput, as Aragog does; 0: never."""
+    wait: bool = False
+    """Whether it may wait although something can be sent."""
     accuracy_weight: NonNegative | None = None
     """Price of a right answer in the reward, in latencies of the SLO; empty: the scenario's, but 0 where viable sets guard the
     accuracy, since which answers turn out right is noise then."""
     beta_per_s: NonNegative | None = None
     """Discount rate; empty: `discount_slos` decides."""
-    discount_slos: Positive = 4.0
+    discount_slos: Positive = 1.0
     """Time after which the future counts 1/e, in latencies of the SLO: long enough for queues to show what a decision cost."""
     ready_slots: Count | None = None
     """Ready calls that the network sees; empty: the scenario's."""
@@ -84,6 +89,11 @@ class Settings:
     """Of the network's arithmetic; auto: bf16 on a GPU."""
     threads: NonNegativeInt = 0
     """Of torch on the CPU and of the simulation; 0: one per core. Resuming is bit-equal for the same number."""
+
+    @property
+    def rules(self) -> Rules:
+        """Which actions are open."""
+        return Rules(self.viable, self.hold, self.wait)
 
     def torch_device(self) -> torch.device:
         """Return the device to train on.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..engine.config import EngineRequest
 from ..episode import EpisodeLog
-from ..errors import PolicyError, SpecError
+from ..errors import SpecError
 from ..policy import WAIT, Dispatch, Wait
 from ..queries import QuerySet
 from ..recording.reader import Recording
@@ -32,6 +32,7 @@ from ..workload.arrivals import draw_think_times
 from ..workload.tape import Stream, Tape, stream
 from .reference_server import Call, Request
 from .replay_decisions import ARRIVAL, PlannedCall, planned_calls
+from .replay_policy import ReplayView
 from .replay_turns import Context, Known, RecordedRequest, Turns, read_requests, stand_in
 from .shared_host import SharedHostBackend
 
@@ -98,6 +99,10 @@ class ReplayBackend(SharedHostBackend):
             raise SpecError("a replay needs at least one recording")
         self.traffic: dict[int, Traffic] = {}
         self._turns = Turns(self.compiled)
+        self._rows = [
+            {name: row for row, name in enumerate(table.query_ids)} if table.kind == "measured" else {}
+            for table in self.compiled.outcomes
+        ]
         with ExitStack() as stack:
             for path in self.recordings:
                 self._read(stack.enter_context(Recording(path)))
@@ -116,6 +121,9 @@ class ReplayBackend(SharedHostBackend):
         check_ended(recording)
         seed = int(recording.run["seed"])
         requests = self._on_tape(read_requests(recording, self.compiled), int(recording.run["requests"]))
+        for request in requests:
+            # Where the outcome table has changed since, a question has another number.
+            request.query = self._rows[request.workflow].get(request.query_id, request.query)
         known = self.traffic.get(seed)
         if known is None:
             index = {request.rank: i for i, request in enumerate(requests) if request.rank >= 0}
@@ -194,21 +202,31 @@ class ReplayBackend(SharedHostBackend):
         return replace(self.compiled.info, queries=self._questions())
 
     def _questions(self) -> tuple[QuerySet, ...]:
-        """Return the questions as the live backend numbers them."""
-        tables = self.compiled.outcomes
-        if all(table.kind == "measured" and table.query_texts for table in tables):
-            return tuple(table.query_set for table in tables)
+        """Return the questions as the live backend numbers them; without their data set, what the outcome tables know.
+
+        Raises:
+            SpecError: a recorded question is not among them, so no policy could be told what is asked.
+        """
         from .live.queries import live_queries
 
-        try:
-            return live_queries(self.compiled).info(self.compiled).queries
-        except SpecError:
-            asked = np.zeros(len(tables), np.int64)
-            for traffic in self.traffic.values():
-                np.maximum.at(asked, traffic.tape.workflow, traffic.tape.query + 1)
-            if any(most > table.queries for most, table in zip(asked, tables, strict=True)):
-                raise
-            return tuple(table.query_set for table in tables)
+        tables = self.compiled.outcomes
+        sets = tuple(table.query_set for table in tables)
+        if not all(table.kind == "measured" and table.query_texts for table in tables):
+            try:
+                sets = live_queries(self.compiled).info(self.compiled).queries
+            except SpecError:
+                pass
+        for traffic in self.traffic.values():
+            for request in traffic.requests:
+                known = sets[request.workflow]
+                if request.query >= len(known.tokens) or (known.ids and known.ids[request.query] != request.query_id):
+                    name = self.compiled.graphs[request.workflow].workflow.name
+                    raise SpecError(
+                        f"question '{request.query_id}' was recorded, but is not among those of '{name}' any more; only the "
+                        "policy 'recorded' can be replayed",
+                        where=str(traffic.path),
+                    )
+        return sets
 
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far."""
@@ -233,7 +251,9 @@ class ReplayBackend(SharedHostBackend):
         return self._now.requests[request.index], (self._now.seed, request.index), k, context
 
     def _row(self, request: Request) -> int:
-        return request.query % self.compiled.outcomes[request.workflow].queries
+        rows = self._rows[request.workflow]
+        asked = self._now.requests[request.index].query_id
+        return rows.get(asked, request.query % self.compiled.outcomes[request.workflow].queries)
 
     def _is_skipped(self, request: Request, k: int, node: object) -> bool:
         runs = self._turns.runs(*self._about(request, k))
@@ -294,12 +314,14 @@ class ReplayBackend(SharedHostBackend):
 
     def recorded_action(self, view: DispatchView) -> Dispatch | Wait:
         """Return what the recorded policy did (`replay_decisions`)."""
-        until_s, best, unplanned = math.inf, None, None
+        until_s = math.inf
+        best: tuple[PlannedCall, int] | None = None
+        blocked: list[tuple[int, int]] = []
         for slot, row in enumerate(view.calls):
             index = self._arrived[int(row["request"])].index
             planned = self._now.plan.get((index, int(row["node"])))
+            blocked.append((len(self._now.plan) if planned is None else planned.order, slot))
             if planned is None:
-                unplanned = slot if unplanned is None else unplanned
                 continue
             may_go_s = float(row["ready_s"]) + planned.held_s
             if planned.held_s and may_go_s > view.now_s + 1e-12:
@@ -314,14 +336,17 @@ class ReplayBackend(SharedHostBackend):
         if self._now.truncated and self._horizon_ps is not None:
             return Wait(self.scenario.horizon.duration_s + 1.0 if self.scenario.horizon.duration_s else math.inf)
         # What was to come first has not happened, or the call failed in the recording: send it all the same.
-        slot = 0 if unplanned is None else unplanned
+        _, slot = min(blocked)
+        row = view.calls[slot]
+        planned = self._now.plan.get((self._arrived[int(row["request"])].index, int(row["node"])))
+        if planned is not None:
+            return self._as_recorded(view, planned, slot)
         return Dispatch(slot, int(np.flatnonzero(view.allowed[slot])[0]))
 
     def _as_recorded(self, view: DispatchView, planned: PlannedCall, slot: int) -> Dispatch:
         if planned.route >= view.allowed.shape[1] or not view.allowed[slot, planned.route]:
-            name = (
-                self.info.routes[planned.route] if planned.route < len(self.info.routes) else f"route {planned.route}"
-            )
+            replicas = self.compiled.replicas
+            name = replicas[planned.route].name if planned.route < len(replicas) else f"route {planned.route}"
             raise SpecError(
                 f"the recorded decisions cannot be carried out on this cluster: {name} may not serve the call"
             )
@@ -332,37 +357,6 @@ class ReplayBackend(SharedHostBackend):
             return True
         request = self._requests[event[0]]
         return request.rank >= 0 and (event[1] == ARRIVAL or event[1] in request.done)
-
-
-class ReplayView(DispatchView):
-    """A decision of a replay."""
-
-    __slots__ = ("_backend",)
-
-    def __init__(self, backend: ReplayBackend, view: DispatchView) -> None:
-        fields = (view.now_s, view.calls, view.routes, view.allowed, view.in_flight, view.served_by)
-        super().__init__(backend.info, *fields)
-        self._backend = backend
-
-    @property
-    def recorded(self) -> Dispatch | Wait:
-        """What the recorded policy did; for `RecordedPolicy` alone."""
-        return self._backend.recorded_action(self)
-
-
-class RecordedPolicy:
-    """Does what the recorded policy did; needs a replay."""
-
-    def reset(self, scenario: Scenario, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, view: DispatchView) -> Dispatch | Wait:
-        """Return the recorded decision."""
-        if not isinstance(view, ReplayView):
-            raise PolicyError(
-                "recorded", "it repeats the decisions of a recording, so it runs only with --backend replay"
-            )
-        return view.recorded
 
 
 def _same_traffic(a: Sequence[RecordedRequest], b: Sequence[RecordedRequest], *, arrivals: bool) -> bool:

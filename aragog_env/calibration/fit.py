@@ -5,9 +5,9 @@ One engine iteration takes (see `aragog_env.latency.roofline.linear_table`)
     slowdown[others busy] * (overhead + per_token * tokens + per_decode * sequences + per_kv_token * context
                              + per_prompt * prompts)
 
-and a call on top of its iterations `submit` before and `close` after them. Spans between tokens say what iterations take,
-first tokens what a prompt takes and what lies before it (`observations`). Iteration times per server and the slowdowns of all
-are fitted in turns, each by non-negative least squares, until neither changes.
+and a call on top of its iterations `submit` before and `close` after them. Every call is seen three times (`observations`): as
+a whole, to its first token, and from there on; each kind weighs as much as it is predicted well. Iteration times per server
+and the slowdowns of all are fitted in turns, each by non-negative least squares, until neither changes.
 
 A coefficient that the recordings do not tell apart from others stays 0 and its time is in the others: per sequence, where no
 two calls ever ran at once; slowdowns, where the same servers were always busy; per token of context, unless it explains a
@@ -25,22 +25,25 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SpecError
 from ..recording.reader import Recording
 from ..recording.run import recorded_scenario
 from ..specs.cluster import ClusterSpec, SharingSpec
+from ..specs.limits import engine_limits
 from .least_squares import non_negative
-from .observations import Floats, RunObservations, Spans, observe
+from .observations import Calls, Floats, RunObservations, Window, observe
 
 TERMS: Final = ("overhead_ms", "per_token_ms", "per_decode_ms", "per_prompt_ms", "per_kv_token_ms")
 """Coefficients of the iteration time, in the order of the features."""
-LEAST_SPANS: Final = 20
-"""Calls with two or more tokens that a server needs to be fitted."""
+LEAST_CALLS: Final = 20
+"""Calls that a server needs to be fitted."""
 _MS: Final = 1e3
 _ROUNDS: Final = 200
+_REWEIGHTINGS: Final = 4
 _OUTLIER: Final = 4.0
-"""A span that is this many times longer or shorter than predicted is left out: something else had the machine."""
+"""A call that took this many times longer or shorter than predicted is left out: something else had the machine."""
 _LEAST_SHARE: Final = 0.01
 """Share of all busy time that a number of busy servers must have to get a factor of its own."""
 _NOTEWORTHY: Final = 0.02
@@ -52,20 +55,23 @@ class ServerFit:
     """One replica of the cluster file (all servers of it together, where it counts several).
 
     Attributes:
-        spans: calls that iteration times were fitted to; `outliers` more were left out.
-        tpot_error: median over calls of |predicted - measured| / measured seconds per token, and `tpot_bias` of all together.
-        ttft_error: median of |predicted - measured| seconds to the first token, relative, of calls that found no queue.
+        calls: that it was fitted to; `outliers` more were left out.
+        iterations: of these calls.
+        latency_error: median over calls of |predicted - measured| / measured time from dispatch to last token.
+        latency_bias: relative error of their sum.
+        tpot_error: as `latency_error`, from the first to the last token, and `ttft_error` from dispatch to the first.
     """
 
     name: str
     terms: tuple[float, ...]
     submit_ms: float
     close_ms: float
-    spans: int
+    calls: int
     outliers: int
     iterations: int
+    latency_error: float
+    latency_bias: float
     tpot_error: float
-    tpot_bias: float
     ttft_error: float
 
     @property
@@ -97,17 +103,21 @@ class Calibration:
 
 @dataclass
 class _Group:
-    """The observations of one replica while they are fitted."""
+    """The observations of one replica while they are fitted: calls that found no queue."""
 
     name: str
-    spans: Spans
+    calls: Calls
     terms: Floats
     submit_s: float = 0.0
     outliers: int = 0
 
-    def engine_s(self) -> Floats:
-        """Return (n,) predicted seconds of the spans when nobody else is busy."""
-        return np.asarray(_features(self.spans) @ self.terms)
+    def engine_s(self, window: Window) -> Floats:
+        """Return (n,) predicted seconds of iterations when nobody else is busy."""
+        return np.asarray(_features(window) @ self.terms)
+
+    def predicted_s(self, window: Window, steps: Floats, *, from_dispatch: bool) -> Floats:
+        """Return (n,) predicted seconds."""
+        return self.engine_s(window) * _factors(window.busy, steps) + (self.submit_s if from_dispatch else 0.0)
 
 
 def calibrate(recordings: Sequence[str | Path], cluster: ClusterSpec | None = None) -> Calibration:
@@ -133,7 +143,7 @@ def calibrate(recordings: Sequence[str | Path], cluster: ClusterSpec | None = No
     groups, notes = _groups(base, runs)
     if not groups:
         raise SpecError(
-            f"too few calls to calibrate on: no server served {LEAST_SPANS} calls of two or more tokens",
+            f"too few calls to calibrate on: no server served {LEAST_CALLS} calls that found no queue",
             where=", ".join(str(path) for path in recordings),
         )
     if len(hosts) > 1:
@@ -149,7 +159,7 @@ def calibrate(recordings: Sequence[str | Path], cluster: ClusterSpec | None = No
 def describe(recording: Recording, run: RunObservations) -> str:
     """Return what identifies a recording: its file, policy, seed and time."""
     row = recording.run
-    calls = sum(len(spans) for spans in run.servers.values())
+    calls = sum(len(mine) for mine in run.servers.values())
     return f"{recording.path.name} ({row['policy']}, seed {row['seed']}, {calls} calls, {row['created']})"
 
 
@@ -178,43 +188,27 @@ def _groups(cluster: ClusterSpec, runs: Sequence[RunObservations]) -> tuple[list
     notes: list[str] = []
     for replica in cluster.replicas:
         names = {entry.name for entry in replace(cluster, replicas=(replica,)).expand()}
-        found = [spans for run in runs for name, spans in run.servers.items() if name in names]
-        spans = _joined(found) if found else None
-        if spans is None or int((spans.iterations >= 1).sum()) < LEAST_SPANS:
-            served = 0 if spans is None else len(spans)
-            notes.append(f"'{replica.name}' keeps its latency: it served {served} calls, too few to fit")
-            continue
-        groups.append(_Group(replica.name, spans[spans.iterations >= 1], np.zeros(len(TERMS))))
+        found = [calls for run in runs for name, calls in run.servers.items() if name in names]
+        served = sum(len(calls) for calls in found)
+        if found:
+            calls = Calls.joined(found)
+            calls = calls[calls.in_flight < engine_limits(replica, cluster).max_num_seqs]
+            if len(calls) >= LEAST_CALLS:
+                groups.append(_Group(replica.name, calls, np.zeros(len(TERMS))))
+                continue
+        notes.append(f"'{replica.name}' keeps its latency: it served {served} calls, too few without a queue to fit")
     return groups, notes
 
 
-def _joined(parts: Sequence[Spans]) -> Spans:
-    fields = Spans.__dataclass_fields__
-    return Spans(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
-
-
-def _features(spans: Spans) -> Floats:
-    """Return (n, 5) what the terms of `TERMS` are multiplied by, for whole spans."""
-    tokens = spans.sequences + spans.prompt_tokens
-    return np.stack([spans.iterations, tokens, spans.sequences, spans.prompts, spans.context], axis=1)
-
-
-def _first_features(spans: Spans) -> Floats:
-    """Return (n, 5) the same between dispatch and first token: its own iteration, and half of one that it finds under way."""
-    found = 1.0 + 0.5 * (spans.company > 0)
-    sequences = spans.company * found
-    return np.stack([found, spans.own_tokens + sequences, sequences, np.ones(len(spans)), 0.0 * found], axis=1)
-
-
-def _no_queue(spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return which calls found only generating ones at their server: their first token says what a prompt takes."""
-    return np.asarray(spans.in_flight <= spans.company)
+def _features(window: Window) -> Floats:
+    """Return (n, 5) what the terms of `TERMS` are multiplied by."""
+    tokens = window.sequences + window.prompt_tokens
+    return np.stack([window.iterations, tokens, window.sequences, window.prompts, window.context], axis=1)
 
 
 def _factors(busy: Floats, steps: Floats) -> Floats:
     """Return (n,) mean slowdown: 1 plus the steps of all levels that are reached."""
-    above = np.cumsum(busy[:, ::-1], axis=1)[:, ::-1]  # share with at least k others busy
-    return np.asarray(1.0 + above[:, 1 : 1 + len(steps)] @ steps)
+    return np.asarray(1.0 + _above(busy)[:, 1 : 1 + len(steps)] @ steps)
 
 
 def _fit(groups: Sequence[_Group], *, shared: bool) -> Floats:
@@ -240,43 +234,50 @@ def _fit(groups: Sequence[_Group], *, shared: bool) -> Floats:
 
 def _levels(groups: Sequence[_Group]) -> int:
     """Return up to how many other busy servers the recordings say something about."""
-    seconds = np.array([group.spans.seconds @ group.spans.busy for group in groups]).sum(axis=0)
+    seconds = _seconds_by_level(groups)
     enough = np.flatnonzero(seconds >= _LEAST_SHARE * seconds.sum())
     return int(enough[-1]) if len(enough) else 0
 
 
+def _seconds_by_level(groups: Sequence[_Group]) -> Floats:
+    """Return (R,) seconds of calls in which 0, 1, 2, ... other servers were busy."""
+    return np.asarray(sum(group.calls.whole.seconds @ group.calls.whole.busy for group in groups))
+
+
 def _fit_terms(group: _Group, steps: Floats) -> None:
     """Fit one server's terms and its submit time at given slowdowns."""
-    spans = group.spans
-    idle = spans[_no_queue(spans)]
-    slow, slow_first = _factors(spans.busy, steps), _factors(idle.started_busy, steps)
-    rows = np.concatenate([_features(spans) * slow[:, None], _first_features(idle) * slow_first[:, None]])
-    submit = np.concatenate([np.zeros(len(spans)), np.ones(len(idle))])
-    features = np.column_stack([rows, submit])
-    target = np.concatenate([spans.seconds, idle.first_s])
-    # The variance of a span grows with its iterations; that of first tokens is found out.
-    weights = np.concatenate([1.0 / spans.iterations, np.full(len(idle), 0.5)])
+    calls = group.calls
+    kinds = [(calls.whole, 1.0), (calls.start, 1.0), (calls.decode[calls.decode.iterations > 0], 0.0)]
+    features = np.concatenate(
+        [
+            np.column_stack([_features(w) * _factors(w.busy, steps)[:, None], np.full(len(w), submit)])
+            for w, submit in kinds
+        ]
+    )
+    target = np.concatenate([w.seconds for w, _ in kinds])
+    kind = np.repeat(np.arange(len(kinds)), [len(w) for w, _ in kinds])
+    # The variance of a sum grows with the iterations in it.
+    weights = 1.0 / np.concatenate([w.iterations for w, _ in kinds])
     plain = np.delete(features, TERMS.index("per_kv_token_ms"), axis=1)
-    found = _weighted(plain, target, weights, len(spans))
+    found, kv_weights = _weighted(plain, target, weights, kind)
     found = np.insert(found, TERMS.index("per_kv_token_ms"), 0.0)
-    longer = _weighted(features, target, weights, len(spans))
-    if _explains_more(features, target, weights, found, longer):
+    longer = non_negative(features, target, kv_weights)
+    if _explains_more(features, target, kv_weights, found, longer):
         found = longer
     group.terms, group.submit_s = found[:-1], float(found[-1])
 
 
-def _weighted(features: Floats, target: Floats, weights: Floats, spans: int) -> Floats:
-    """Fit twice, the second time with first tokens weighted by how well they are predicted."""
-    found = non_negative(features, target, weights)
-    if spans == len(target):
-        return found
-    squares = (features @ found - target) ** 2 * weights
-    per_span, per_first = squares[:spans].mean(), squares[spans:].mean()
-    if per_span > 0 and per_first > 0:
-        weights = weights.copy()
-        weights[spans:] *= per_span / per_first
-        found = non_negative(features, target, weights)
-    return found
+def _weighted(features: Floats, target: Floats, weights: Floats, kind: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Fit, weighing each kind of observation by how well it is predicted; return also the weights."""
+    own = weights
+    for _ in range(_REWEIGHTINGS):
+        found = non_negative(features, target, own)
+        squares = (features @ found - target) ** 2 * weights
+        spread = np.array([squares[kind == k].mean() if (kind == k).any() else 1.0 for k in range(int(kind.max()) + 1)])
+        if not (spread > 0).all():
+            break
+        own = weights / spread[kind]
+    return found, own
 
 
 def _explains_more(features: Floats, target: Floats, weights: Floats, short: Floats, longer: Floats) -> bool:
@@ -288,23 +289,32 @@ def _explains_more(features: Floats, target: Floats, weights: Floats, short: Flo
 
 
 def _fit_steps(groups: Sequence[_Group], levels: int) -> Floats:
-    """Fit the slowdowns at given terms, over the spans of all servers."""
-    features, target, weights = [], [], []
+    """Fit the slowdowns at given terms, over whole calls and over what follows their first tokens, of all servers."""
+    features, target, weights, kinds = [], [], [], []
     for group in groups:
-        alone_s = np.maximum(group.engine_s(), 1e-9)
-        above = np.cumsum(group.spans.busy[:, ::-1], axis=1)[:, ::-1]
-        features.append(above[:, 1 : levels + 1])
-        target.append(group.spans.seconds / alone_s - 1.0)
-        weights.append(group.spans.iterations)
-    return non_negative(np.concatenate(features), np.concatenate(target), np.concatenate(weights))
+        decode = group.calls.decode[group.calls.decode.iterations > 0]
+        for kind, window in enumerate((group.calls.whole, decode)):
+            alone_s = np.maximum(group.engine_s(window), 1e-9)
+            features.append(_above(window.busy)[:, 1 : levels + 1])
+            target.append((window.seconds - (group.submit_s if kind == 0 else 0.0)) / alone_s - 1.0)
+            weights.append(window.iterations)
+            kinds.append(np.full(len(window), kind))
+    joined = (np.concatenate(parts) for parts in (features, target, weights, kinds))
+    return _weighted(*joined)[0]
+
+
+def _above(busy: Floats) -> Floats:
+    """Return (n, R) shares of time with at least 0, 1, 2, ... others busy."""
+    return np.asarray(np.cumsum(busy[:, ::-1], axis=1)[:, ::-1])
 
 
 def _drop_outliers(group: _Group, steps: Floats) -> None:
-    ratio = group.spans.seconds / np.maximum(group.engine_s() * _factors(group.spans.busy, steps), 1e-9)
+    whole = group.calls.whole
+    ratio = whole.seconds / np.maximum(group.predicted_s(whole, steps, from_dispatch=True), 1e-9)
     kept = (ratio < _OUTLIER) & (ratio > 1.0 / _OUTLIER)
-    if kept.sum() >= LEAST_SPANS:
+    if kept.sum() >= LEAST_CALLS:
         group.outliers += int((~kept).sum())
-        group.spans = group.spans[kept]
+        group.calls = group.calls[kept]
 
 
 def _result(
@@ -319,9 +329,10 @@ def _result(
     """Put everything together."""
     fits = {group.name: _server_fit(group, steps) for group in groups}
     slowdown = tuple(round(1.0 + float(rise), 4) for rise in np.cumsum([0.0, *steps])) if len(steps) else ()
-    alone = sum(float(group.engine_s().sum()) for group in groups)
-    slowed = sum(float((group.engine_s() * _factors(group.spans.busy, steps)).sum()) for group in groups)
-    seconds = np.array([group.spans.seconds @ group.spans.busy for group in groups]).sum(axis=0)
+    wholes = [(group.engine_s(group.calls.whole), group.calls.whole.busy) for group in groups]
+    alone = sum(float(engine_s.sum()) for engine_s, _ in wholes)
+    slowed = sum(float((engine_s * _factors(busy, steps)).sum()) for engine_s, busy in wholes)
+    seconds = _seconds_by_level(groups)
     typical = round(max(1.0, slowed / alone), 4) if slowdown else 1.0
     decision_ms = round(_MS * typical_time_s(decision_s), 3) if len(decision_s) else 0.0
     replicas = []
@@ -371,19 +382,25 @@ def _failures(runs: Sequence[RunObservations]) -> list[str]:
 
 
 def _server_fit(group: _Group, steps: Floats) -> ServerFit:
-    spans = group.spans
-    predicted = group.engine_s() * _factors(spans.busy, steps)
-    idle = spans[_no_queue(spans)]
-    first_s = group.submit_s + (_first_features(idle) @ group.terms) * _factors(idle.started_busy, steps)
+    calls = group.calls
+    decode = calls.decode[calls.decode.iterations > 0]
+    latency_s = group.predicted_s(calls.whole, steps, from_dispatch=True)
+    first_s = group.predicted_s(calls.start, steps, from_dispatch=True)
     return ServerFit(
         name=group.name,
         terms=tuple(float(term) * _MS for term in group.terms),
         submit_ms=round(group.submit_s * _MS, 3),
-        close_ms=round(max(0.0, typical_time_s(spans.close_s)) * _MS, 3),
-        spans=len(spans),
+        close_ms=round(max(0.0, typical_time_s(calls.close_s)) * _MS, 3),
+        calls=len(calls),
         outliers=group.outliers,
-        iterations=int(spans.iterations.sum()),
-        tpot_error=float(np.median(np.abs(predicted - spans.seconds) / spans.seconds)),
-        tpot_bias=float(predicted.sum() / spans.seconds.sum() - 1.0),
-        ttft_error=float(np.median(np.abs(first_s - idle.first_s) / idle.first_s)) if len(idle) else float("nan"),
+        iterations=round(float(calls.whole.iterations.sum())),
+        latency_error=_relative(latency_s, calls.whole.seconds),
+        latency_bias=float(latency_s.sum() / calls.whole.seconds.sum() - 1.0),
+        tpot_error=_relative(group.predicted_s(decode, steps, from_dispatch=False), decode.seconds),
+        ttft_error=_relative(first_s, calls.start.seconds),
     )
+
+
+def _relative(predicted_s: Floats, measured_s: Floats) -> float:
+    """Return the median relative error."""
+    return float(np.median(np.abs(predicted_s - measured_s) / measured_s)) if len(measured_s) else float("nan")

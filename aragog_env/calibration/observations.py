@@ -1,17 +1,19 @@
 """What recorded calls say of their server's iterations.
 
-A client sees when each token arrives. While a call generates, its server runs one iteration per token of it, so between the
-first and the last token of a call lie as many iterations as it has tokens after the first. What else was in them is known as
-well, for every call is ours: a token of another call that arrived meanwhile was another sequence in an iteration, a first
-token was a prompt. Such a *span* is one observation; sums over many iterations are hurt less by jitter and by tokens that
-arrive in one piece than single gaps are.
+While a call generates, its server runs one iteration per token of it, so a call of n tokens took n iterations, plus half a one
+on average where it found the server at work. What else was in them is known as well, for every call is ours: a token of
+another call that arrived meanwhile was another sequence in an iteration, a first token was a prompt. Each call gives three
+observations (`Window`): the whole of it, the time to its first token, and the time from its first to its last.
+
+The whole is the one to trust. On a busy machine tokens wait on their way to the client and arrive in clumps, which makes the
+first late and the rest seem fast; the sum hardly minds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,35 +24,61 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Spans:
-    """One server's calls as observations of its iterations, n of them; and their first tokens."""
+class Window:
+    """A stretch of time of each of n calls, and what its server did in it."""
 
-    seconds: Floats  # (n,) first to last token
+    seconds: Floats  # (n,)
     iterations: Floats  # (n,)
     sequences: Floats  # (n,) summed over these iterations: sequences that generate
-    prompt_tokens: Floats  # (n,) prompt tokens computed in them, of other calls
+    prompt_tokens: Floats  # (n,) prompt tokens computed in them, the cached ones left out
     prompts: Floats  # (n,) how many prompts those were
     context: Floats  # (n,) summed over iterations and sequences: tokens of context
-    busy: Floats  # (n, R) share of the span in which 0, 1, 2, ... other servers were busy
-    first_s: Floats  # (n,) dispatch to first token
-    own_tokens: Floats  # (n,) prompt tokens that were not cached
-    company: Floats  # (n,) sequences that generated when it was dispatched
-    started_busy: Floats  # (n, R) the same as `busy`, between dispatch and first token
-    in_flight: Floats  # (n,) other calls at the server when it was dispatched
-    close_s: Floats  # (n,) last token to end of call
+    busy: Floats  # (n, R) share of the time in which 0, 1, 2, ... other servers were busy
 
     def __len__(self) -> int:
         return len(self.seconds)
 
-    def __getitem__(self, which: NDArray[np.bool_]) -> Spans:
-        return Spans(**{name: getattr(self, name)[which] for name in Spans.__dataclass_fields__})
+    def __getitem__(self, which: NDArray[np.bool_]) -> Window:
+        return Window(**{name: getattr(self, name)[which] for name in Window.__dataclass_fields__})
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """One server's finished calls as observations, n of them."""
+
+    whole: Window
+    """Dispatch to last token."""
+    start: Window
+    """Dispatch to first token."""
+    decode: Window
+    """First to last token; no iterations where there was but one token."""
+    in_flight: Floats  # (n,) other calls at the server when it was dispatched
+    close_s: Floats  # (n,) last token to end of call
+
+    def __len__(self) -> int:
+        return len(self.close_s)
+
+    def __getitem__(self, which: NDArray[np.bool_]) -> Calls:
+        return Calls(**{name: getattr(self, name)[which] for name in Calls.__dataclass_fields__})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Calls]) -> Calls:
+        """Return the observations of several recordings or servers as one."""
+
+        def join(name: str) -> Window:
+            windows = [getattr(part, name) for part in parts]
+            columns = Window.__dataclass_fields__
+            return Window(**{column: np.concatenate([getattr(w, column) for w in windows]) for column in columns})
+
+        rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("in_flight", "close_s")}
+        return cls(join("whole"), join("start"), join("decode"), **rest)
 
 
 @dataclass(frozen=True, eq=False)
 class RunObservations:
     """What one recording says."""
 
-    servers: dict[str, Spans]
+    servers: dict[str, Calls]
     """By name of the replica; those that served no call are missing."""
     decision_s: Floats
     """(d,) the client's time per dispatch: since the call was ready, or since the dispatch before if that was later. Calls
@@ -95,7 +123,7 @@ def observe(recording: Recording) -> RunObservations:
     level = _Level(list(spans.values()), len(names))
     begin, end = level.times[0] if len(level.times) else 0.0, level.times[-1] if len(level.times) else 0.0
     return RunObservations(
-        servers={names[r]: _spans(mine, busy[r], level) for r, mine in sorted(calls.items())},
+        servers={names[r]: _observed(mine, busy[r], level) for r, mine in sorted(calls.items())},
         decision_s=_decision_times(recording),
         served_s=float(end - begin),
         busy_servers=sum(b - a for mine in spans.values() for a, b in mine) / (end - begin) if end > begin else 0.0,
@@ -137,37 +165,64 @@ class _Level:
         return np.asarray(shares)
 
 
-def _spans(calls: Sequence[_Call], held: Sequence[tuple[float, float]], level: _Level) -> Spans:
+def _observed(calls: Sequence[_Call], held: Sequence[tuple[float, float]], level: _Level) -> Calls:
     """Turn one server's calls into observations."""
     first = np.array([call.token_s[0] for call in calls])
     last = np.array([call.token_s[-1] for call in calls])
     dispatch = np.array([call.dispatch_s for call in calls])
     own = np.array([float(call.prompt - call.cached) for call in calls])
-    iterations = np.array([float(call.token_count[-1] - call.token_count[0]) for call in calls])
-    # Every later token of every call: when, how many at once, and the context that its sequence had then.
-    later_s = np.concatenate([call.token_s[1:] for call in calls])
-    tokens = np.concatenate([np.diff(call.token_count) for call in calls]).astype(np.float64)
-    context = np.concatenate([call.prompt + call.token_count[1:] for call in calls]) * tokens
-    # Tokens of one iteration arrive together, give or take some jitter: count from half an iteration after the first token.
-    half = 0.5 * np.divide(last - first, iterations, out=np.zeros(len(calls)), where=iterations > 0)
-    window = (first + half, last + half)
+    later = np.array([float(call.token_count[-1] - call.token_count[0]) for call in calls])
+    tokens = _Tokens(calls, first, own)
     begins, ends = (np.sort(np.array(side)) for side in zip(*held, strict=True))
-    in_flight = np.searchsorted(begins, dispatch, "left") - np.searchsorted(ends, dispatch, "right")
-    return Spans(
-        seconds=last - first,
-        iterations=iterations,
-        sequences=_within(later_s, tokens, *window),
-        prompt_tokens=_within(first, own, *window),
-        prompts=_within(first, np.ones(len(calls)), *window),
-        context=_within(later_s, context, *window),
-        busy=level.shares_of_others(first, last),
-        first_s=first - dispatch,
-        own_tokens=own,
-        company=(np.searchsorted(np.sort(first), dispatch) - np.searchsorted(np.sort(last), dispatch)).astype(float),
-        started_busy=level.shares_of_others(dispatch, first),
-        in_flight=in_flight.astype(float),
+    in_flight = (np.searchsorted(begins, dispatch, "left") - np.searchsorted(ends, dispatch, "right")).astype(float)
+    # The iteration that computes its prompt, and half of the one that a call finds under way.
+    start = np.where(in_flight > 0, 1.5, 1.0)
+    # Tokens of one iteration arrive together, give or take some jitter: count from half an iteration after the first token.
+    half = 0.5 * np.divide(last - first, later, out=np.zeros(len(calls)), where=later > 0)
+    decode = tokens.window(first + half, last + half, later)
+    return Calls(
+        whole=replace(
+            tokens.window(dispatch, last, start + later),
+            seconds=last - dispatch,
+            busy=level.shares_of_others(dispatch, last),
+        ),
+        start=Window(
+            seconds=first - dispatch,
+            iterations=start,
+            sequences=start * in_flight,
+            prompt_tokens=own,
+            prompts=np.ones(len(calls)),
+            context=np.zeros(len(calls)),
+            busy=level.shares_of_others(dispatch, first),
+        ),
+        decode=replace(decode, seconds=last - first, busy=level.shares_of_others(first, last)),
+        in_flight=in_flight,
         close_s=np.array([call.finish_s - call.token_s[-1] for call in calls]),
     )
+
+
+class _Tokens:
+    """When every token of a server's calls arrived: sums over intervals of time."""
+
+    def __init__(self, calls: Sequence[_Call], first: Floats, own: Floats) -> None:
+        self._first, self._own = first, own
+        # Every later token: when, how many at once, and the context that its sequence had then.
+        self._later_s = np.concatenate([call.token_s[1:] for call in calls])
+        self._tokens = np.concatenate([np.diff(call.token_count) for call in calls]).astype(np.float64)
+        self._context = np.concatenate([call.prompt + call.token_count[1:] for call in calls]) * self._tokens
+
+    def window(self, begin_s: Floats, end_s: Floats, iterations: Floats) -> Window:
+        """Return what happened in (begin, end] of each interval; seconds and busy shares are the caller's."""
+        bounds = (begin_s, end_s)
+        return Window(
+            seconds=end_s - begin_s,
+            iterations=iterations,
+            sequences=_within(self._later_s, self._tokens, *bounds),
+            prompt_tokens=_within(self._first, self._own, *bounds),
+            prompts=_within(self._first, np.ones(len(self._first)), *bounds),
+            context=_within(self._later_s, self._context, *bounds),
+            busy=np.zeros((len(begin_s), 0)),
+        )
 
 
 def _within(times: Floats, amounts: Floats, begin_s: Floats, end_s: Floats) -> Floats:

@@ -43,14 +43,14 @@ def summary(calibration: Calibration) -> list[str]:
     """Return the fit in words: residuals, slowdowns, sources."""
     lines = [
         "",
-        "server: iterations (ms); submit + close (ms); calls fitted; error of TPOT (median, all), of TTFT (median)",
+        "server: iterations (ms); submit + close (ms); calls fitted; errors: latency (median, all), TPOT, TTFT (median)",
     ]
     for fit in calibration.servers:
         terms = ", ".join(f"{n.removesuffix('_ms')} {v:.4g}" for n, v in zip(TERMS, fit.terms, strict=True) if v)
         outliers = f" (+ {fit.outliers} left out)" if fit.outliers else ""
-        ttft = f"{fit.ttft_error:.1%}" if math.isfinite(fit.ttft_error) else "-"
-        amount = f"{fit.spans}{outliers} of {fit.iterations} iterations"
-        errors = f"{fit.tpot_error:.1%}, {fit.tpot_bias:+.1%}, {ttft}"
+        tpot = f"{fit.tpot_error:.1%}" if math.isfinite(fit.tpot_error) else "-"
+        amount = f"{fit.calls}{outliers} of {fit.iterations} iterations"
+        errors = f"{fit.latency_error:.1%}, {fit.latency_bias:+.1%}, {tpot}, {fit.ttft_error:.1%}"
         lines.append(f"{fit.name}: {terms}; {fit.submit_ms:g} + {fit.close_ms:g}; {amount}; {errors}")
     lines.append(f"client: {calibration.decision_ms:g} ms per dispatch ({calibration.decisions} dispatches)")
     if calibration.slowdown:

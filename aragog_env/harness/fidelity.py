@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.replay import RecordedPolicy, ReplayBackend, replay_scenario, traffic_key
+from ..backends.replay import ReplayBackend, replay_scenario, traffic_key
+from ..backends.replay_policy import RecordedPolicy
 from ..calibration.observations import observe
 from ..episode import EpisodeLog
 from ..errors import SpecError

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..backends.replay import RecordedPolicy, ReplayBackend, replay_scenario
+from ..backends.replay import ReplayBackend, replay_scenario
+from ..backends.replay_policy import RecordedPolicy
 from ..recording.reader import Recording
 from ..specs.cluster import ClusterSpec
 from ..specs.override import override

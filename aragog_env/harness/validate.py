@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backends.replay import RecordedPolicy
+from ..backends.replay_policy import RecordedPolicy
 from ..errors import SpecError
 from ..specs.override import override
 from .episodes import differences

@@ -88,12 +88,13 @@ def _requests(rows: list[dict[str, Any]], compiled: CompiledScenario) -> NDArray
         into["p_correct"] = into["p_largest"] = _NAN
         first, n = int(compiled.workflow.first_row[w]), compiled.outcomes[w].queries
         alone_s = compiled.standalone_ps[first : first + n] / PS_PER_S
-        if _is_measured(compiled, w):
-            p = compiled.outcomes[w].p_correct[query]
+        into["standalone_s"] = alone_s.mean()
+        # The table may be another one than when this was recorded.
+        if _is_measured(compiled, w) and row["query_id"] in (ids := compiled.outcomes[w].query_ids):
+            place = query if query < len(ids) and ids[query] == row["query_id"] else ids.index(row["query_id"])
+            p = compiled.outcomes[w].p_correct[place]
             into["p_correct"], into["p_largest"] = p[configuration] if configuration >= 0 else _NAN, p[-1]
-            into["standalone_s"] = alone_s[query]
-        else:
-            into["standalone_s"] = alone_s.mean()
+            into["standalone_s"] = alone_s[place]
     return result
 
 

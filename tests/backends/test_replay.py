@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from aragog_env import make_policy
-from aragog_env.backends.replay import RecordedPolicy, ReplayBackend, replay_scenario
+from aragog_env.backends.replay import ReplayBackend, replay_scenario
+from aragog_env.backends.replay_policy import RecordedPolicy
 from aragog_env.backends.replay_turns import Facts, Known
 from aragog_env.backends.shared_host import SharedHostBackend
 from aragog_env.backends.sim import SimBackend
@@ -25,6 +26,7 @@ from aragog_env.errors import PolicyError, SpecError
 from aragog_env.harness.episodes import differences
 from aragog_env.harness.rollout import run_episode
 from aragog_env.policy import Dispatch, Wait
+from aragog_env.recording import Recording
 from aragog_env.specs.cluster import SharingSpec
 from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
@@ -226,6 +228,41 @@ def test_determinism(tmp_path: Path) -> None:
     path = write(surrounded(world(), decision_ms=0.5, sharing=SharingSpec((1.0, 1.4))), "random", tmp_path / "r.db")
     logs = [run_episode(make_policy("random"), "", ReplayBackend(replay_scenario([path]), [path]), 0) for _ in "ab"]
     assert differences(*logs) == []
+
+
+def test_the_outcome_table_may_have_changed_since(tmp_path: Path) -> None:
+    """A measured table has come, with other questions in another order: they are known by their names."""
+    made = world()
+    path = write(made, "fixed:smallest", tmp_path / "r.db")
+    table = SimBackend(made).outcomes[0]
+    order = np.arange(table.queries)[::-1]
+    arrays = ("p_correct", "output_tokens", "own_prompt_tokens", "skipped", "tool_s", "query_tokens", "query_features")
+    turned = replace(
+        table, kind="measured", query_ids=tuple(f"q{i}" for i in order), query_texts=tuple(f"text {i}" for i in order),
+        **{name: getattr(table, name)[order] for name in arrays},
+    )  # fmt: skip
+    turned.save(tmp_path / "measured.npz")
+    later = override(made, outcomes=[tmp_path / "measured.npz"])
+    before = again(made, path, 0)
+    backend = ReplayBackend(later, [path])
+    log = run_episode(RecordedPolicy(), "", backend, 0)
+    assert (log.calls == before.calls).all()
+    with Recording(path) as recording:
+        asked = [row["query_id"] for row in recording.rows("requests")]
+    assert [turned.query_ids[q] for q in log.requests["query"]] == asked
+    backend.reset(0)
+    view = backend.view()
+    assert view.info.queries[0].texts[view.calls["query"][0]] == asked[view.calls["request"][0]].replace("q", "text ")
+    # With fewer questions only the recorded decisions can be replayed.
+    few = replace(
+        turned, query_ids=turned.query_ids[:2], query_texts=turned.query_texts[:2],
+        **{name: getattr(turned, name)[:2] for name in arrays},
+    )  # fmt: skip
+    few.save(tmp_path / "few.npz")
+    fewer = override(made, outcomes=[tmp_path / "few.npz"])
+    assert (again(fewer, path, 0).calls == log.calls).all()
+    with pytest.raises(PolicyError, match="was recorded, but is not among those of 'made_up' any more"):
+        run_episode(make_policy("earliest_finish"), "", ReplayBackend(fewer, [path]), 0)
 
 
 def test_recorded_decisions_need_a_replay() -> None:

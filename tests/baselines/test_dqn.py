@@ -43,7 +43,7 @@ def test_values_of_actions_are_masked_and_average_to_the_value_of_the_state() ->
     network.rescale_values(-5.0, 3.0)
     values, mask = action_values(network, inputs), possible(inputs)
     assert (values[~mask] == MASKED).all()
-    state = network.actor_critic(inputs)[1]
+    state = network.values(inputs.routes, inputs.foresight)
     for row in range(20):
         assert values[row][mask[row]].mean().item() == pytest.approx(state[row].item(), abs=1e-4)
     assert (values.argmax(1) == network(*inputs.policy).argmax(1)).all()  # a policy needs the logits alone

@@ -16,12 +16,14 @@ from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
 from aragog_env.specs.scenario import Scenario
 from aragog_env.vector_env import StageDispatchVectorEnv
-from baselines.features import PairExtra, SlotSets, idle_call_s
+from baselines.features import PairExtra, Rules, SlotSets, idle_call_s
 from baselines.learned import SlotEncoder
 from baselines.training_env import TrainingEnv, random_actions
 from policies.aragog.policy import AragogPolicy
 
-OPEN, KEPT, WORK = (len(PairFeature) + extra for extra in PairExtra)
+OPEN, KEPT, WORK, LOAD = (len(PairFeature) + extra for extra in PairExtra)
+
+FREE, VIABLE = Rules("none", hold=0.0, wait=True), Rules("oracle", hold=0.0, wait=True)
 
 
 def mixed(requests: int = 60) -> Scenario:
@@ -45,13 +47,13 @@ def aragog_mask(policy: AragogPolicy, view: Any, slots: int) -> np.ndarray:
 def test_masks_are_those_of_aragog_on_whole_episodes(seed: int) -> None:
     """One environment, one backend and one Aragog go through the same episode by random viable actions."""
     scenario = mixed()
-    env = TrainingEnv(1, scenario, "oracle")
+    env = TrainingEnv(1, scenario, VIABLE)
     env.reset(seed=seed)
     backend, policy = SimBackend(scenario), AragogPolicy("oracle")
     backend.reset(seed)
     policy.receive_outcomes(backend.outcomes, backend.draws)
     policy.reset(scenario, seed)
-    encoder = SlotEncoder(scenario, "oracle", scenario.observation.ready_slots)
+    encoder = SlotEncoder(scenario, VIABLE, scenario.observation.ready_slots)
     encoder.receive_outcomes(backend.outcomes, backend.draws)
     rng, decisions, narrowed = np.random.default_rng(seed), 0, 0
     while not backend.done:
@@ -77,7 +79,7 @@ def test_masks_are_those_of_aragog_on_whole_episodes(seed: int) -> None:
 def test_an_episode_stays_within_its_viable_sets() -> None:
     """So every answer is as right as the largest configuration's would have been."""
     scenario = mixed(15)
-    env = TrainingEnv(3, scenario, "oracle")
+    env = TrainingEnv(3, scenario, VIABLE)
     env.reset(seed=11)
     rng, finished = np.random.default_rng(0), np.zeros(3, bool)
     while not finished.all():
@@ -92,7 +94,7 @@ def test_an_episode_stays_within_its_viable_sets() -> None:
 
 
 def test_without_viable_sets_all_candidates_are_open() -> None:
-    env, plain = TrainingEnv(2, mixed(10)), StageDispatchVectorEnv(2, mixed(10))
+    env, plain = TrainingEnv(2, mixed(10), FREE), StageDispatchVectorEnv(2, mixed(10))
     env.reset(seed=1)
     plain.reset(seed=1)
     rng = np.random.default_rng(0)
@@ -111,8 +113,8 @@ def test_share_and_work_by_hand() -> None:
     backend = SimBackend(override(load_scenario("toy"), requests=1, warmup_requests=0))
     compiled = backend.compiled
     assert idle_call_s(compiled)[0] == pytest.approx(np.array([[0.011, 0.022, 0.044]] * 2))
-    sets = SlotSets(compiled)
-    encoder = SlotEncoder(backend.scenario, "none", 4)
+    sets = SlotSets(compiled, FREE)
+    encoder = SlotEncoder(backend.scenario, FREE, 4)
     viable = np.zeros(9, bool)
     viable[[1, 3, 8]] = True  # 3 * first + second
     order = sets._order[0]
@@ -132,7 +134,7 @@ def test_share_and_work_by_hand() -> None:
 
 def test_a_request_that_left_its_set_may_use_any_candidate() -> None:
     backend = SimBackend(override(load_scenario("toy"), requests=1, warmup_requests=0))
-    encoder = SlotEncoder(backend.scenario, "none", 4)
+    encoder = SlotEncoder(backend.scenario, FREE, 4)
     encoder._bits = {(0, q): np.zeros(1, np.uint64) for q in range(16)}
     backend.reset(0)
     observation, pairs = encoder.encode(backend.view())
@@ -141,4 +143,46 @@ def test_a_request_that_left_its_set_may_use_any_candidate() -> None:
 
 def test_unknown_sources_are_refused() -> None:
     with pytest.raises(SpecError, match=r"viable sets must be .* Did you mean 'oracle'"):
-        SlotSets(compile_scenario(load_scenario("toy")), "orcale")
+        SlotSets(compile_scenario(load_scenario("toy")), Rules("orcale"))
+
+
+def test_servers_at_their_saturation_point_get_no_more() -> None:
+    """The toy servers run 8 calls at once in the same time as one: they saturate at 8, at half of it with hold=0.5."""
+    compiled = compile_scenario(load_scenario("toy"))
+    assert SlotSets(compiled, Rules()).tables.most.tolist() == [8, 8, 8]
+    assert SlotSets(compiled, Rules(hold=0.5)).tables.most.tolist() == [4, 4, 4]
+    backend = SimBackend(override(load_scenario("toy"), arrivals="closed", users=30, requests=30, warmup_requests=0))
+    backend.reset(0)
+    encoder = SlotEncoder(backend.scenario, Rules(hold=0.5), 4)
+    for sent in range(12):
+        observation, pairs = encoder.encode(backend.view())
+        full = sent // 4
+        assert pairs[0, :, OPEN].tolist() == [float(r >= full) for r in range(3)]
+        assert pairs[0, full, LOAD] == pytest.approx((sent % 4) / (sent % 4 + 8))
+        assert observation["action_mask"][-1] == 0  # something can be sent
+        backend.step(to_action(observation, full))
+    observation, _ = encoder.encode(backend.view())
+    assert not observation["action_mask"][:-1].any() and observation["action_mask"][-1] == 1
+
+
+def test_waiting_is_open_only_where_the_rules_say_so() -> None:
+    masks = []
+    for wait in (False, True):
+        env = TrainingEnv(4, mixed(30), Rules(wait=wait))
+        env.reset(seed=2)
+        rng, seen = np.random.default_rng(0), []
+        for _ in range(120):
+            mask = env.arrays[4].copy()
+            assert (env.choices == (mask.sum(axis=1) > 1)).all()
+            seen.append(mask)
+            env.step(random_actions(mask, rng))
+        masks.append(np.array(seen))
+    assert (masks[0][..., :-1] == masks[1][..., :-1]).all()  # a random dispatch is made wherever there is one
+    can_send = masks[0][..., :-1].any(axis=-1)
+    assert (masks[0][..., -1] == ~can_send).all() and masks[1][..., -1][can_send].mean() > 0.5
+
+
+@pytest.mark.parametrize("hold", [-0.1, 1.1])
+def test_shares_are_between_none_and_all(hold: float) -> None:
+    with pytest.raises(SpecError, match="hold must lie between 0 and 1"):
+        Rules(hold=hold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from aragog_env.specs.load import load_scenario  # noqa: E402
 from aragog_env.specs.override import override  # noqa: E402
 from aragog_env.specs.scenario import Scenario  # noqa: E402
 from baselines.evaluation import observed  # noqa: E402
+from baselines.features import Rules  # noqa: E402
 from baselines.model_file import SCHEMA, ModelFile  # noqa: E402
 from baselines.network import likeliest  # noqa: E402
 from baselines.training_env import TrainingEnv  # noqa: E402
@@ -35,7 +37,7 @@ def scenario(requests: int = 30) -> Scenario:
 
 def model(kind: Any = "ppo", viable: str = "oracle", slots: int = 5) -> ModelFile:
     network = trained()
-    return ModelFile(kind, network.arrays(), network.width, viable, slots, "default", {"steps": 7})
+    return ModelFile(kind, network.arrays(), network.width, asdict(Rules(viable)), slots, "default", {"steps": 7})
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -47,7 +49,8 @@ def test_a_file_holds_what_it_was_given(tmp_path: Path) -> None:
     saved = model("dqn")
     saved.save(tmp_path / "m.safetensors")
     read = ModelFile.load(tmp_path / "m.safetensors", "dqn")
-    assert (read.kind, read.width, read.viable, read.ready_slots, read.notes) == ("dqn", 16, "oracle", 5, {"steps": 7})
+    assert (read.kind, read.width, read.ready_slots, read.notes) == ("dqn", 16, 5, {"steps": 7})
+    assert Rules(**read.rules) == Rules("oracle")
     assert read.weights.keys() == saved.weights.keys()
     assert all((array == saved.weights[name]).all() for name, array in read.weights.items())
     first = (tmp_path / "m.safetensors").read_bytes()
@@ -75,7 +78,7 @@ def test_the_best_model_of_a_run_is_taken_before_the_last(tmp_path: Path) -> Non
 def test_the_policy_decides_as_the_network_did_in_training(viable: str, tmp_path: Path) -> None:
     """Greedy episodes in the vector environment by torch, and in the harness by name, are the same call for call."""
     name = f"ppo:{write(tmp_path / 'm.safetensors', viable=viable)}"
-    env = TrainingEnv(2, scenario(), viable)
+    env = TrainingEnv(2, scenario(), Rules(viable))
     env.reset(seed=6)
     network, running = trained(), np.ones(2, bool)
     logs: list[Any] = [None, None]
@@ -148,6 +151,8 @@ def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
         assert "not a complete model" in refused(f"ppo:{tmp_path / name}"), name
     (tmp_path / "old").write_bytes(raw.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
     assert f"another schema than {SCHEMA}" in refused(f"ppo:{tmp_path / 'old'}")
+    (tmp_path / "rules").write_bytes(raw.replace(b'\\"hold\\"', b'\\"hols\\"'))
+    assert "other rules than this version knows" in refused(f"ppo:{tmp_path / 'rules'}")
     (tmp_path / "strange").write_bytes(raw.replace(b'\\"width\\"', b'\\"wodth\\"'))
     assert "no model of a learned scheduler" in refused(f"ppo:{tmp_path / 'strange'}")
 

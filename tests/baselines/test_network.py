@@ -53,7 +53,7 @@ def possible(inputs: Inputs) -> torch.Tensor:
 
 def test_masked_actions_have_probability_zero_and_no_gradient() -> None:
     inputs, network = observations(40, 4, 3), trained()
-    logits, _ = network.actor_critic(inputs)
+    logits = network(*inputs.policy)
     mask = possible(inputs)
     probabilities = torch.softmax(logits, 1)
     assert (probabilities[~mask] == 0).all() and (probabilities[mask] > 0).all()
@@ -96,12 +96,12 @@ def test_waiting_is_compared_with_all_dispatches_together() -> None:
 
 def test_scores_follow_calls_and_routes_when_they_change_places() -> None:
     inputs, network = observations(12, 5, 4), trained()
-    logits, values = network.actor_critic(inputs)
+    logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
     call, route = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 3, 1])
     moved = inputs._replace(
         calls=inputs.calls[:, call], routes=inputs.routes[:, route], pairs=inputs.pairs[:, call][:, :, route]
     )
-    moved_logits, moved_values = network.actor_critic(moved)
+    moved_logits, moved_values = network(*moved.policy), network.values(moved.routes, moved.foresight)
     expected = logits[:, :-1].unflatten(1, (5, 4))[:, call][:, :, route].flatten(1)
     assert torch.allclose(moved_logits[:, :-1], expected, atol=1e-5)
     assert torch.allclose(moved_logits[:, -1], logits[:, -1], atol=1e-5)
@@ -113,8 +113,8 @@ def test_empty_slots_change_nothing() -> None:
     inputs, network = observations(9, 4, 3), trained()
     padding = torch.nn.functional.pad
     wider = inputs._replace(calls=padding(inputs.calls, (0, 0, 0, 3)), pairs=padding(inputs.pairs, (0, 0, 0, 0, 0, 3)))
-    logits, values = network.actor_critic(inputs)
-    wide_logits, wide_values = network.actor_critic(wider)
+    logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
+    wide_logits, wide_values = network(*wider.policy), network.values(wider.routes, wider.foresight)
     assert torch.allclose(wide_logits[:, :12], logits[:, :12], atol=1e-6) and torch.allclose(
         wide_values, values, atol=1e-6
     )
@@ -124,18 +124,18 @@ def test_empty_slots_change_nothing() -> None:
 @pytest.mark.parametrize(("slots", "routes"), [(1, 1), (2, 7), (40, 3), (64, 16)])
 def test_one_network_runs_on_queues_and_clusters_of_any_size(slots: int, routes: int) -> None:
     inputs = observations(5, slots, routes)
-    logits, values = trained().actor_critic(inputs)
+    logits, values = trained()(*inputs.policy), trained().values(inputs.routes, inputs.foresight)
     assert logits.shape == (5, slots * routes + 1) and values.shape == (5,)
     assert torch.isfinite(logits).all() and torch.isfinite(values).all()
 
 
 def test_another_scale_of_values_changes_no_value() -> None:
     inputs, network = observations(7, 3, 2), trained()
-    before = network.actor_critic(inputs)[1]
+    before = network.values(inputs.routes, inputs.foresight)
     network.rescale_values(-35.0, 12.5)
-    assert torch.allclose(network.actor_critic(inputs)[1], before, atol=1e-4)
+    assert torch.allclose(network.values(inputs.routes, inputs.foresight), before, atol=1e-4)
     network.rescale_values(4.0, 0.5)
-    assert torch.allclose(network.actor_critic(inputs)[1], before, atol=1e-4)
+    assert torch.allclose(network.values(inputs.routes, inputs.foresight), before, atol=1e-4)
     assert network.value_scale.tolist() == [4.0, 0.5]
 
 
@@ -164,8 +164,8 @@ def test_weights_of_something_else_are_refused() -> None:
 def test_mixed_precision_gives_nearly_the_same_scores() -> None:
     inputs, network = observations(20, 4, 3), trained()
     with torch.autocast("cpu", torch.bfloat16):
-        logits, values = network.actor_critic(inputs)
-    expected, expected_values = network.actor_critic(inputs)
+        logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
+    expected, expected_values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
     assert logits.dtype == values.dtype == torch.float32
     mask = possible(inputs)
     assert torch.allclose(logits[mask], expected[mask], atol=0.05) and torch.allclose(

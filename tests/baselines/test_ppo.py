@@ -21,6 +21,7 @@ from aragog_env.harness.metrics import episode_metrics  # noqa: E402
 from aragog_env.harness.rollout import run_episode  # noqa: E402
 from aragog_env.registry import ROOT, make_policy  # noqa: E402
 from baselines.model_file import ModelFile  # noqa: E402
+from baselines.network import OPEN  # noqa: E402
 from baselines.ppo import PPO, PPOSettings, advantages, policy_loss, train  # noqa: E402
 from baselines.training_run import TrainingRun  # noqa: E402
 
@@ -84,9 +85,8 @@ def test_the_final_observation_of_a_cut_episode_is_what_is_bootstrapped(tmp_path
     cuts = np.argwhere(buffer.ended[:-1])
     assert len(cuts) > 5 and not buffer.terminated.any()
     assert (buffer.begins[1:] == buffer.ended[:-1]).all() and not buffer.begins[1:].all()
-    values = buffer.values.numpy()
-    zeros = np.zeros_like(buffer.rewards)
-    found = advantages(buffer.rewards, values.astype(float), buffer.discounts, buffer.terminated, buffer.ended, zeros)
+    values, zeros = buffer.values, np.zeros_like(buffer.rewards)
+    found = advantages(buffer.rewards, values, buffer.discounts, buffer.terminated, buffer.ended, zeros)
     for t, e in cuts:
         assert not buffer.inputs.calls[(t + 1) * 6 + e].any()  # the horizon has passed: no call is shown
         expected = buffer.rewards[t, e] + buffer.discounts[t, e] * values[t + 1, e] - values[t, e]
@@ -95,21 +95,26 @@ def test_the_final_observation_of_a_cut_episode_is_what_is_bootstrapped(tmp_path
     assert (buffer.rewards[tuple(begun.T)] == 0).all() and (buffer.discounts[tuple(begun.T)] == 1).all()
 
 
-def test_steps_that_begin_an_episode_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = PPO(make_run(tmp_path, cut(), PPOSettings(**QUICK | {"horizon": 60})))
+def test_only_decisions_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that begin an episode teach nothing, and where one thing alone is possible only the critic learns."""
+    learner = PPO(
+        make_run(tmp_path, cut(), PPOSettings(**QUICK | {"horizon": 60, "target_kl": 0.0, "viable": "oracle"}))
+    )
     learner.collect()
-    used: list[int] = []
-    descend = learner._descend
+    passes: list[set[int]] = []
+    parts = learner._parts
 
-    def note(part: Any, *rest: Any) -> Any:
-        used.extend(part.tolist())
-        return descend(part, *rest)
+    def note(rows: Any, epochs: int) -> Any:
+        passes.append(set(rows.tolist()))
+        return parts(rows, epochs)
 
-    monkeypatch.setattr(learner, "_descend", note)
+    monkeypatch.setattr(learner, "_parts", note)
     learner.update()
-    begins = set(np.flatnonzero(learner.buffer.begins.reshape(-1)).tolist())
-    assert begins and not begins & set(used)
-    assert sorted(set(used) | begins) == list(range(60 * 6)) and learner.steps == 360 - len(begins)
+    buffer = learner.buffer
+    real = set(np.flatnonzero(~buffer.begins.reshape(-1)).tolist())
+    open_ = (buffer.inputs.pairs[..., OPEN] > 0.5).flatten(1).sum(1) + buffer.inputs.can_wait
+    choices = real & set(np.flatnonzero((open_ > 1).numpy()).tolist())
+    assert passes == [choices, real] and 0 < len(choices) < len(real) < 360 and learner.steps == len(real)
 
 
 def test_the_surrogate_is_clipped_where_the_policy_moved_far() -> None:
@@ -208,7 +213,7 @@ def test_a_warm_start_takes_the_weights_and_trains_the_critic_first(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "changes", [{"precision": "bf16"}, {"value_clip": 0.2}, {"target_kl": 1e-9}, {"ready_slots": 5}]
+    "changes", [{"precision": "bf16"}, {"wait": True, "hold": 0.0}, {"target_kl": 1e-9}, {"ready_slots": 5}]
 )
 def test_options_of_learning(changes: dict[str, Any], tmp_path: Path) -> None:
     learner = PPO(make_run(tmp_path, cut(), PPOSettings(**QUICK | changes)))

@@ -13,8 +13,11 @@ from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
 from aragog_env.specs.scenario import Scenario
 from baselines.evaluation import EpisodeMeter
+from baselines.features import Rules
 from baselines.snapshots import freeze, thaw
 from baselines.training_env import FORESIGHT_WIDTH, WINDOWS, Foresight, TrainingEnv, random_actions
+
+FREE = Rules("none", hold=0.0, wait=True)
 
 
 def toy(requests: int = 12, **changes: Any) -> Scenario:
@@ -22,7 +25,7 @@ def toy(requests: int = 12, **changes: Any) -> Scenario:
 
 
 def test_the_critic_foresees_arrivals_and_no_more() -> None:
-    env = TrainingEnv(2, toy(20, rate_rps=40.0))
+    env = TrainingEnv(2, toy(20, rate_rps=40.0), FREE)
     env.reset(seed=3)
     rng, reference_s = np.random.default_rng(0), env.reward.reference_s
     for _ in range(25):
@@ -32,17 +35,23 @@ def test_the_critic_foresees_arrivals_and_no_more() -> None:
             assert tape is not None and row.shape == (FORESIGHT_WIDTH,)
             now_s, left = state["now_ps"] * 1e-12, 20 - int(state["arrived"])
             flying = int(state["arrived"]) - int(state["completed"])
-            assert row[Foresight.LEFT] == pytest.approx(left / (left + 128))
-            assert row[Foresight.IN_FLIGHT] == pytest.approx(flying / (flying + 128))
-            assert row[Foresight.READY] == pytest.approx(state["ready"] / (state["ready"] + 64))
+            assert row[Foresight.LEFT] == pytest.approx(left / 64)
+            assert row[Foresight.IN_FLIGHT] == pytest.approx(flying / 64)
+            assert row[Foresight.READY] == pytest.approx(state["ready"] / 64)
+            calls = env.simulation.state.call[e].reshape(20, 2)
+            begun = env.simulation.progress.request[e]["rank"] >= 0
+            over = (calls["finish_ps"] >= 0) & (calls["finish_ps"] <= state["now_ps"])
+            assert row[Foresight.STAGES] == pytest.approx((begun[:, None] & ~over).sum() / 256)
+            tokens = calls["output"][(calls["model"] >= 0) & begun[:, None] & ~over].sum()
+            assert row[Foresight.TOKENS] == pytest.approx(tokens / 16384)
             for k, window in enumerate(WINDOWS):
                 until = now_s + window * reference_s
                 count = int(((tape.arrival_s > now_s + 1e-12) & (tape.arrival_s <= until)).sum())
-                assert row[Foresight.ARRIVALS + k] == pytest.approx(count / (count + 16))
+                assert row[Foresight.ARRIVALS + k] == pytest.approx(count / 16)
 
 
 def test_a_closed_loop_foresees_no_arrival() -> None:
-    env = TrainingEnv(1, toy(12, arrivals="closed", users=3))
+    env = TrainingEnv(1, toy(12, arrivals="closed", users=3), FREE)
     env.reset(seed=3)
     assert (env.arrays[5][:, Foresight.ARRIVALS :] == 0).all()
 
@@ -51,7 +60,7 @@ def test_accuracy_is_paid_by_its_probability() -> None:
     scenario = toy(30)
     plain = replace(scenario, objective=replace(scenario.objective, accuracy_weight=0.0))
     paid = replace(scenario, objective=replace(scenario.objective, accuracy_weight=2.0))
-    without, with_price = TrainingEnv(2, plain), TrainingEnv(2, paid)
+    without, with_price = TrainingEnv(2, plain, FREE), TrainingEnv(2, paid, FREE)
     without.reset(seed=5)
     with_price.reset(seed=5)
     rng, total, done = np.random.default_rng(0), np.zeros(2), np.zeros(2, bool)
@@ -71,21 +80,21 @@ def test_accuracy_is_paid_by_its_probability() -> None:
 
 
 def test_environments_begin_at_different_points_of_their_episodes() -> None:
-    env = TrainingEnv(32, toy(30))
+    env = TrainingEnv(32, toy(30), FREE)
     env.begin(seed=1)
     arrived = env.simulation.progress.env["arrived"]
     assert len(np.unique(arrived)) > 10 and arrived.min() < 10 and arrived.max() > 20
-    again = TrainingEnv(32, toy(30))
+    again = TrainingEnv(32, toy(30), FREE)
     again.begin(seed=1)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(env.arrays, again.arrays, strict=True))
-    other = TrainingEnv(32, toy(30))
+    other = TrainingEnv(32, toy(30), FREE)
     other.begin(seed=2)
     assert env.arrays[0].tobytes() != other.arrays[0].tobytes()
 
 
 @pytest.mark.parametrize("copy", [lambda x: pickle.loads(pickle.dumps(x)), lambda x: thaw(freeze(x))])
 def test_a_copy_goes_on_with_the_same_bytes(copy: Any) -> None:
-    env = TrainingEnv(3, toy(12), "oracle")
+    env = TrainingEnv(3, toy(12), Rules("oracle"))
     env.reset(seed=4)
     rng = np.random.default_rng(0)
     for _ in range(15):

@@ -54,7 +54,8 @@ def test_known_parameters_come_back(found: Calibration) -> None:
     assert found.decision_ms == pytest.approx(2.5, rel=0.01)
     for fit in found.servers:
         assert fit.close_ms == pytest.approx(0.8, abs=0.01)
-        assert fit.tpot_error < 0.02 and abs(fit.tpot_bias) < 0.005 and fit.ttft_error < 0.06
+        assert fit.latency_error < 0.02 and abs(fit.latency_bias) < 0.01
+        assert fit.tpot_error < 0.02 and fit.ttft_error < 0.06
     assert 1.0 < found.typical < 1.8 and sum(found.shares) == pytest.approx(1.0)
     assert found.notes == ()
 
@@ -84,7 +85,15 @@ def test_what_was_never_seen_is_left_alone(tmp_path: Path) -> None:
     assert small.latency == "linear:overhead_ms=1" and large.submit_ms == pytest.approx(7.0, rel=0.05)
     exact = {"overhead_ms": 15, "per_token_ms": 0.08, "per_decode_ms": 0.9, "per_prompt_ms": 3, "per_kv_token_ms": 0}
     assert terms(found, "large") == pytest.approx(exact, rel=0.05, abs=1e-6)
-    assert found.notes == ("'small' keeps its latency: it served 0 calls, too few to fit",)
+    assert found.notes == ("'small' keeps its latency: it served 0 calls, too few without a queue to fit",)
+
+
+def test_context_has_a_term_where_it_matters(tmp_path: Path) -> None:
+    made = world(sharing=None)
+    latency = "linear:overhead_ms=6,per_decode_ms=0.4,per_kv_token_ms=0.02"
+    replicas = tuple(replace(r, latency=latency) for r in made.cluster.replicas)
+    path = write(replace(made, cluster=replace(made.cluster, replicas=replicas)), "fixed:smallest", tmp_path / "r.db")
+    assert terms(calibrate([path]), "small")["per_kv_token_ms"] == pytest.approx(0.02, rel=0.2)
 
 
 def test_one_call_at_a_time_cannot_tell_terms_apart(tmp_path: Path) -> None:
@@ -159,7 +168,11 @@ def test_the_cluster_file(found: Calibration, tmp_path: Path) -> None:
     cluster = load_cluster(path)
     assert cluster == found.cluster and cluster.name == "made-up-calibrated" and cluster.sharing is not None
     text = path.read_text()
-    assert "# small: overhead" in text and "error of TPOT" in text and "# from 0.db (least_loaded, seed 0" in text
+    assert (
+        "# small: overhead" in text
+        and "errors: latency (median, all)" in text
+        and "# from 0.db (least_loaded, seed 0" in text
+    )
     assert "least_loaded" in cluster.source
     scenario = override(plain(world()), cluster=path)
     assert scenario.cluster.replicas[0].latency.startswith("linear:overhead_ms=") and scenario.cluster.decision_ms > 0

@@ -9,7 +9,8 @@ import numpy as np
 
 from aragog_env import make_policy
 from aragog_env.backends.live import LiveBackend, LiveOptions
-from aragog_env.backends.replay import RecordedPolicy, ReplayBackend, replay_scenario
+from aragog_env.backends.replay import ReplayBackend, replay_scenario
+from aragog_env.backends.replay_policy import RecordedPolicy
 from aragog_env.calibration import Calibration, calibrate, write_cluster
 from aragog_env.episode import EpisodeLog
 from aragog_env.harness.fidelity import Fidelity, fidelity

@@ -55,7 +55,7 @@ def planned_calls(recording: Recording, index: Mapping[int, int]) -> dict[Event,
         decision = decisions.get(row["decision"])
         wait = last_waits.get((row["request"], row["node"]))
         if decision is not None and wait is not None and wait["time_s"] <= decision["time_s"]:
-            i = bisect.bisect_right(times, decision["time_s"]) - 1
+            i = bisect.bisect_right(times, decision["time_s"] + _ROUNDING_S) - 1
             until_s = wait["until_s"]
             if until_s is not None and decision["time_s"] >= until_s - _ROUNDING_S and (i < 0 or times[i] < until_s):
                 held_s = max(0.0, until_s - row["ready_s"])

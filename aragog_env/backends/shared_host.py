@@ -47,36 +47,46 @@ def engines_only(cluster: ClusterSpec) -> ClusterSpec:
 
 
 class HostedServer(Server):
-    """A server with a clock of its own."""
+    """A server with a clock of its own, which stands at `_own_ps` when the wall clock stands at `_wall_ps`."""
 
     def __init__(self, config: EngineConfig, latency: CompiledLatency) -> None:
         super().__init__(config, latency)
-        self.clock_ps = 0
-        self.factor = 1.0
+        self._wall_ps = self._own_ps = 0
+        self._factor = 1.0
         """How much slower than the wall clock the server's own clock runs."""
         self.token_ps: dict[int, list[int]] = {}
         """When each token of a call was written."""
 
-    def next_end_ps(self, now_ps: int) -> int | None:
+    def own_ps(self, now_ps: int) -> int:
+        """Return the time of the server's own clock; it stands still at the end of an iteration."""
+        passed_ps = now_ps - self._wall_ps
+        own_ps = self._own_ps + (passed_ps if self._factor == 1.0 else round(passed_ps / self._factor))
+        end_ps = self.engine.next_end_ps
+        return own_ps if end_ps is None else min(own_ps, end_ps)
+
+    def set_factor(self, now_ps: int, factor: float) -> None:
+        """Let the clock run at another speed from now on."""
+        if factor != self._factor:
+            self._own_ps, self._wall_ps, self._factor = self.own_ps(now_ps), now_ps, factor
+
+    def next_end_ps(self) -> int | None:
         """Return when the iteration under way will end as things stand, None without one."""
         end_ps = self.engine.next_end_ps
         if end_ps is None:
             return None
-        left_ps = end_ps - self.clock_ps
-        return now_ps + (left_ps if self.factor == 1.0 else math.ceil(left_ps * self.factor))
+        left_ps = end_ps - self._own_ps
+        return self._wall_ps + (left_ps if self._factor == 1.0 else math.ceil(left_ps * self._factor))
 
     def pass_time(self, wall_ps: int) -> None:
-        """Let the wall clock go on, at most to the end of the iteration under way."""
-        own_ps = wall_ps if self.factor == 1.0 else round(wall_ps / self.factor)
-        end_ps = self.engine.next_end_ps
-        if end_ps is not None:
+        """Count time as busy when an iteration is under way."""
+        if self.in_flight:
             self.ended_ps += wall_ps
-            own_ps = min(own_ps, end_ps - self.clock_ps)
-        self.clock_ps += own_ps
 
     def schedule(self, now_ps: int) -> None:
         """Schedule iterations at `now_ps`, if the server is not waiting for the end of one."""
-        for iteration in self.engine.fill(self.clock_ps):
+        if not self.in_flight:
+            self._own_ps, self._wall_ps = self.own_ps(now_ps), now_ps
+        for iteration in self.engine.fill(self.own_ps(now_ps)):
             self.in_flight.append(iteration)
             for number, cached in iteration.cached.items():
                 if number not in self.token_ps:
@@ -95,7 +105,8 @@ class HostedServer(Server):
     def end_iterations(self, now_ps: int) -> list[Call]:
         """End the iterations whose time has come and return the calls they complete."""
         completed = []
-        while (end_ps := self.engine.next_end_ps) is not None and end_ps <= self.clock_ps:
+        while (end_ps := self.engine.next_end_ps) is not None and end_ps <= self.own_ps(now_ps):
+            self._own_ps, self._wall_ps = end_ps, now_ps
             iteration = self.in_flight.popleft()
             for number in iteration.sampled:
                 call = self.calls[number]
@@ -155,7 +166,7 @@ class SharedHostBackend(ReferenceBackend):
             for server in self._servers:
                 server.schedule(self._now_ps)
             self._set_speeds()
-            times = [server.next_end_ps(self._now_ps) for server in self._servers]
+            times = [server.next_end_ps() for server in self._servers]
             ends = [time for time in times if time is not None] + [event[0] for event in self._events[:1]] + until
             if not ends or (self._horizon_ps is not None and min(ends) > self._horizon_ps):
                 self.done = self.truncated = True
@@ -180,7 +191,7 @@ class SharedHostBackend(ReferenceBackend):
         busy = sum(server.has_work for server in self._servers)
         for server in self._servers:
             others = busy - server.has_work
-            server.factor = self._slowdown[min(others, len(self._slowdown) - 1)]
+            server.set_factor(self._now_ps, self._slowdown[min(others, len(self._slowdown) - 1)])
 
     def _ended(self, call: Call) -> bool:
         close_ps = self._close_ps[call.route]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..episode import EpisodeLog
 from .plots import MODEL_COLOURS, draw
-from .series import gantt_window, lanes, occupancy
+from .series import gantt_window, lanes, occupancy, service_start_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,16 +47,19 @@ def gantt(log: EpisodeLog) -> Figure:
 
 def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
     begin, end = window
-    labels = []
+    labels, all_starts = [], service_start_s(log)
     for replica, name in enumerate(log.replicas):
-        mine = log.calls[(log.calls["route"] == replica) & np.isfinite(log.calls["start_s"])]
-        mine = mine[np.argsort(mine["start_s"], kind="stable")]
-        finish = np.where(np.isfinite(mine["finish_s"]), mine["finish_s"], log.duration_s)
-        lane = lanes(mine["start_s"], finish)
-        seen = (finish > begin) & (mine["start_s"] < end)
+        mine = np.flatnonzero((log.calls["route"] == replica) & np.isfinite(all_starts))
+        mine = mine[np.argsort(all_starts[mine], kind="stable")]
+        calls, start = log.calls[mine], all_starts[mine]
+        finish = np.where(np.isfinite(calls["finish_s"]), calls["finish_s"], log.duration_s)
+        lane = lanes(start, finish)
+        seen = (finish > begin) & (start < end)
         used = max(int(lane[seen].max(initial=0)) + 1, 3)
-        _calls(axes, log, mine[seen], finish[seen], replica - _BAND / 2 + lane[seen] * _BAND / used, _BAND / used)
-        labels.append(f"{name}\n{log.models[log.replica_models[replica]]}")
+        low = replica - _BAND / 2 + lane[seen] * _BAND / used
+        _calls(axes, log, calls[seen], start[seen], finish[seen], low, _BAND / used)
+        model = log.models[log.replica_models[replica]]
+        labels.append(name if name == model else f"{name}\n{model}")
         if replica:
             axes.axhline(replica - 0.5, color="#cccccc", lw=0.6)
     for w, workflow in enumerate(log.workflows):
@@ -67,19 +70,19 @@ def _bands(axes: Axes, log: EpisodeLog, window: tuple[float, float]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _calls(axes: Axes, log: EpisodeLog, calls: Any, finish: Any, y: Any, height: float) -> None:
+def _calls(axes: Axes, log: EpisodeLog, calls: Any, start: Any, finish: Any, y: Any, height: float) -> None:
     """One bar per call in its workflow's colour: darker for later stages, pale until the first token."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgb
 
     boxes, shades = [], []
-    for call, stop, low in zip(calls, finish, y, strict=True):
+    for call, begin, stop, low in zip(calls, start, finish, y, strict=True):
         workflow = int(log.requests["workflow"][call["request"]])
         depth = int(call["node"]) / max(1, len(log.node_names[workflow]) - 1)
         base = np.array(to_rgb(WORKFLOW_COLOURS[workflow % len(WORKFLOW_COLOURS)]))
         shade = base + (1 - base) * 0.42 * (1 - depth)
         first = call["first_token_s"] if np.isfinite(call["first_token_s"]) else stop
-        for left, right, tint in ((call["start_s"], first, shade + (1 - shade) * 0.6), (first, stop, shade)):
+        for left, right, tint in ((begin, first, shade + (1 - shade) * 0.6), (first, stop, shade)):
             boxes.append([(left, low), (right, low), (right, low + 0.9 * height), (left, low + 0.9 * height)])
             shades.append(tint)
     axes.add_collection(PolyCollection(boxes, facecolors=shades, edgecolors="white", linewidths=0.2))

@@ -154,7 +154,9 @@ class _Report:
         if not settings:
             return
         names = ", ".join(dict.fromkeys(Path(path).name for one in settings for path in one["recordings"]))
-        itself = " It was calibrated on these very recordings." if any(one["calibrated_here"] for one in settings) else ""
+        itself = (
+            " It was calibrated on these very recordings." if any(one["calibrated_here"] for one in settings) else ""
+        )
         shares = "; ".join(unrecorded_sentences(results))
         self._paragraph(
             f"Replayed from recordings of live runs ({names}): their arrivals, prompts, outputs and answers, with the "

@@ -70,16 +70,25 @@ def in_flight(log: EpisodeLog, times_s: Floats) -> NDArray[np.int64]:
     return np.asarray(arrived - np.searchsorted(finishes, times_s, side="right"), dtype=np.int64)
 
 
+def service_start_s(log: EpisodeLog) -> Floats:
+    """Return when each call was first scheduled, (calls,); nan: not yet.
+
+    Nobody outside a real server sees that; of a live run it is when calls were sent.
+    """
+    start_s: Floats = log.calls["start_s"]
+    return start_s if np.isfinite(start_s).any() else log.calls["dispatch_s"]
+
+
 def occupancy(log: EpisodeLog, replica: int, times_s: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (running, waiting) calls of a replica at each time; waiting: dispatched, never scheduled yet."""
-    calls = log.calls[log.calls["route"] == replica]
+    mine = log.calls["route"] == replica
 
-    def ended_by(column: str) -> NDArray[np.int64]:
-        values = calls[column][np.isfinite(calls[column])]
-        return np.asarray(np.searchsorted(np.sort(values), times_s, side="right"), dtype=np.int64)
+    def passed(moments_s: Floats) -> NDArray[np.int64]:
+        moments_s = moments_s[mine & np.isfinite(moments_s)]
+        return np.asarray(np.searchsorted(np.sort(moments_s), times_s, side="right"), dtype=np.int64)
 
-    dispatched, started, finished = (ended_by(c) for c in ("dispatch_s", "start_s", "finish_s"))
-    return started - finished, dispatched - started
+    dispatched, started = passed(log.calls["dispatch_s"]), passed(service_start_s(log))
+    return started - passed(log.calls["finish_s"]), dispatched - started
 
 
 def lanes(begin_s: Floats, end_s: Floats) -> NDArray[np.int64]:
@@ -104,7 +113,8 @@ def lanes(begin_s: Floats, end_s: Floats) -> NDArray[np.int64]:
 
 def gantt_window(log: EpisodeLog, calls: int = 350) -> tuple[float, float]:
     """Return a stretch in the middle in which about `calls` calls start: more cannot be read."""
-    started = log.calls["start_s"][np.isfinite(log.calls["start_s"])]
+    started = service_start_s(log)
+    started = started[np.isfinite(started)]
     if len(started) <= calls:
         return 0.0, float(log.duration_s)
     ordered = np.sort(started)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,17 @@ def test_loads_count_what_is_there(log: EpisodeLog) -> None:
     calls = log.calls[log.calls["route"] == 2]
     assert running.tolist() == [int(((calls["start_s"] <= x) & (calls["finish_s"] > x)).sum()) for x in t]
     assert waiting.tolist() == [int(((calls["dispatch_s"] <= x) & (calls["start_s"] > x)).sum()) for x in t]
+
+
+def test_calls_of_a_live_run_are_shown_from_when_they_were_sent(log: EpisodeLog) -> None:
+    live = copy.deepcopy(log)
+    live.calls["start_s"] = np.nan
+    t = np.linspace(0, live.duration_s, 50)
+    running, waiting = occupancy(live, 2, t)
+    calls = live.calls[live.calls["route"] == 2]
+    assert running.tolist() == [int(((calls["dispatch_s"] <= x) & (calls["finish_s"] > x)).sum()) for x in t]
+    assert running.max() > 0 and not waiting.any()
+    assert gantt_window(live, calls=50)[0] >= 0
 
 
 def test_collected_series_hold_all_seeds(results: Results) -> None:

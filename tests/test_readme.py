@@ -125,7 +125,8 @@ def test_recipe(
 
 
 def test_every_aragog_command_in_the_text_parses() -> None:
-    commands = [shlex.split(words) for words in re.findall(r"(?:`|^)aragog ([^`\n]+)", README, re.M)]
+    text = README.replace("\\\n", " ")
+    commands = [shlex.split(words, comments=True) for words in re.findall(r"(?:`|^)aragog ([^`\n]+)", text, re.M)]
     assert {name for name, *_ in commands} == set(COMMANDS)
     for name, *words in commands:
         module = importlib.import_module(f"aragog_env.cli.{MODULES.get(name, name)}")

@@ -138,14 +138,20 @@ def _engines(
         )
         size = (limits.max_num_seqs, limits.max_num_batched_tokens)
         outside_ms = r.submit_ms + r.close_ms + cluster.decision_ms
+        if cluster.sharing is not None:
+            outside_ms *= cluster.sharing.typical_outside
         key = (model, gpu, r.tp, r.latency, r.latency_scale, r.latency_offset_ms, outside_ms, *size)
         if key not in known:
             table = latency_for(model, gpu, r.tp, r.latency, r.latency_scale, r.latency_offset_ms)
             # Engines know nothing outside themselves: here it goes into the iterations, in `backends.shared_host` it does not.
             if cluster.sharing is not None and cluster.sharing.typical != 1.0:
-                table = table.scaled(cluster.sharing.typical, note=f"times {cluster.sharing.typical:g} (shared machine)")
+                table = table.scaled(
+                    cluster.sharing.typical, note=f"times {cluster.sharing.typical:g} (shared machine)"
+                )
             if outside_ms:
-                table = table.with_prompt_cost(outside_ms, note=f"plus {outside_ms:g} ms per prompt (outside the engine)")
+                table = table.with_prompt_cost(
+                    outside_ms, note=f"plus {outside_ms:g} ms per prompt (outside the engine)"
+                )
             known[key] = (table, table.compile(*size))
         tables.append(known[key][0])
         compiled.append(known[key][1])

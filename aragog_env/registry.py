@@ -104,9 +104,7 @@ def policy_entries() -> dict[str, PolicyEntry]:
 
 def policy_names() -> tuple[str, ...]:
     """Return the names that can be used as they are."""
-    return tuple(
-        name for key, entry in _POLICIES.items() if not entry.argument for name in (entry.variants or (key,))
-    )
+    return tuple(name for key, entry in _POLICIES.items() if not entry.argument for name in (entry.variants or (key,)))
 
 
 def load_policy_class(name: str) -> type:

@@ -65,13 +65,14 @@ class Foreseer:
         self._nodes = compiled.workflow.nodes
         self._work_s = np.zeros((environments, requests))  # of each request, what is not in a server yet
         self._left = np.zeros(words, np.uint64)
+        self._oldest: NDArray[np.int64] = np.zeros(environments, np.int64)  # rank before which all requests are served
         self._sent: NDArray[np.int64] = np.full(environments, -1)
 
     def begin(self, e: int, simulation: Simulation, sets: SlotSets, bits: NDArray[np.uint64]) -> None:
         """Note what the requests of an episode need; `bits`: (n, W) their viable sets."""
         cheapest = np.array([first_of(row) for row in bits])
         self._work_s[e] = sets.tables.cost_s[simulation.progress.request[e]["workflow"], cheapest]
-        self._sent[e] = -1
+        self._sent[e], self._oldest[e] = -1, 0
 
     def note_actions(
         self, simulation: Simulation, calls: NDArray[np.void], actions: NDArray[np.int64], routes: int
@@ -94,7 +95,8 @@ class Foreseer:
         env = progress.env
         _foresee_requests(
             env["now_ps"], env["arrived"], env["ready"], request["arrival_ps"], request["finish_ps"], request["done"],
-            request["workflow"], progress.by_rank, self._nodes, self._work_s, self.windows_ps, self.requests,
+            request["workflow"], progress.by_rank, self._nodes, self._work_s, self.windows_ps, self._oldest,
+            self.requests,
         )  # fmt: skip
         _foresee_servers(
             env["now_ps"], replica["running"], replica["waiting"], replica["waiting_tokens"], replica["head"],
@@ -126,13 +128,15 @@ def _update_work(sent, masks, node_s, cost_s, bits, workflow, call_model, left, 
 
 @njit(cache=True, nogil=True)
 def _foresee_requests(
-    now_ps, arrived, ready, arrival_ps, finish_ps, done, workflow, by_rank, nodes, work_s, windows_ps, out
+    now_ps, arrived, ready, arrival_ps, finish_ps, done, workflow, by_rank, nodes, work_s, windows_ps, oldest, out
 ):
     """Write `Foresight` of every environment. In a closed loop no arrival is known before it happens."""
     requests = arrival_ps.shape[1]
     for e in range(out.shape[0]):
         flying, stages, work = 0, 0, 0.0
-        for rank in range(arrived[e]):
+        while oldest[e] < arrived[e] and finish_ps[e, by_rank[e, oldest[e]]] >= 0:
+            oldest[e] += 1
+        for rank in range(oldest[e], arrived[e]):
             q = by_rank[e, rank]
             if finish_ps[e, q] >= 0:
                 continue

@@ -179,4 +179,4 @@ def _without_lost_models(
 ) -> NDArray[np.int64]:
     """Return the models that calls want and can have; a call that can have none of them may use any: better than no answer."""
     possible = np.bitwise_or.reduce(np.where(allowed, bit, 0), axis=1)
-    return np.where((wanted & possible) == 0, possible, wanted & possible)
+    return np.asarray(np.where((wanted & possible) == 0, possible, wanted & possible))

@@ -49,17 +49,22 @@ class Inputs(NamedTuple):
         """What a policy may see: everything but what is foreseen."""
         return self.calls, self.routes, self.pairs, self.globals, self.can_wait
 
-    def rows(self, index: Tensor) -> Inputs:
-        """Return some rows of the batch."""
-        return Inputs(*(array[index] for array in self))
+    def rows(self, index: Tensor, slots: int | None = None) -> Inputs:
+        """Return some rows of the batch, and of their slots the first `slots`."""
+        return Inputs(*(array[index] for array in self.first(slots)))
+
+    def first(self, slots: int | None) -> Inputs:
+        """Return the batch with its first slots alone."""
+        return self._replace(calls=self.calls[:, :slots], pairs=self.pairs[:, :slots])
 
     def only_critic(self, index: Tensor) -> Inputs:
         """Return what `Network.values` needs of some rows; the rest, which is large, stays as it is."""
         return self._replace(routes=self.routes[index], requests=self.requests[index], servers=self.servers[index])
 
-    def only_policy(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return `policy` of some rows."""
-        return tuple(array[index] for array in self.policy)
+    @property
+    def shown(self) -> Tensor:
+        """How many slots hold a call, (B,)."""
+        return self.calls[:, :, CallFeature.VALID].sum(1)
 
     def to(self, device: torch.device) -> Inputs:
         """Return it on a device."""
@@ -125,6 +130,14 @@ class Network(nn.Module):
         logits = torch.cat((scores.flatten(1), self.wait(summary)), 1).float()
         possible = torch.cat((pairs[..., OPEN].flatten(1) > 0.5, can_wait.unsqueeze(1)), 1)
         return logits.masked_fill(~possible, MASKED)
+
+    def of_slots(self, inputs: Inputs, slots: int) -> Tensor:
+        """Return `forward` for K = `slots`, of which `inputs` holds the first ones and the others are empty."""
+        logits: Tensor = self(*inputs.policy)
+        empty = (slots - inputs.calls.shape[1]) * inputs.routes.shape[1]
+        if empty == 0:
+            return logits
+        return torch.cat((nn.functional.pad(logits[:, :-1], (0, empty), value=MASKED), logits[:, -1:]), 1)
 
     def values(self, inputs: Inputs) -> Tensor:
         """Return the critic's values, one per observation.

@@ -42,7 +42,7 @@ class PPOSettings(Settings):
     """Decisions of each environment between updates."""
     epochs: Count = 2
     """Passes over the decisions of an update."""
-    minibatch: Count = 1024
+    minibatch: Count = 2048
     """Decisions per gradient step."""
     learning_rate: Positive = 1e-3
     gae_lambda: Share = 0.9
@@ -50,17 +50,17 @@ class PPOSettings(Settings):
     trace_slos: Positive = 2.0
     """Trace decay over time, in latencies of the SLO: decisions at the same instant share what follows, however many."""
     clip: Positive = 0.2
-    critic_epochs: Count = 8
+    critic_epochs: Count = 4
     """Passes of the critic, which is small and cheap."""
     critic_rate: Positive = 1e-3
-    entropy: NonNegative = 0.01
+    entropy: NonNegative = 0.001
     """Weight of the bonus for undecidedness; falls with the learning rate."""
     most_gradient: Positive = 0.5
     """Norm that gradients are clipped to."""
     target_kl: NonNegative = 0.03
     """An update ends when the policy has moved so far; 0: never."""
-    critic_updates: NonNegativeInt = 0
-    """First updates that train nothing but the critic: a policy that was learned elsewhere waits for it."""
+    critic_updates: NonNegativeInt = 10
+    """First updates that train nothing but the critic: a bad one would lead the policy astray."""
 
 
 def advantages(
@@ -103,12 +103,14 @@ class RolloutBuffer:
 
     def __init__(self, horizon: int, env: TrainingEnv, device: torch.device) -> None:
         self._env, shape = env, (horizon, env.num_envs)
+        self.slots = env.pairs.shape[1]
         now = observed(env)
         stored = [torch.zeros((horizon + 1, *part.shape), dtype=part.dtype, device=device) for part in now]
         self.all = Inputs(*stored)  # (T + 1, E, ...)
         self.inputs = Inputs(*(part[:-1].flatten(0, 1) for part in stored))  # (T * E, ...), the same memory
         self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
         self.old_log = torch.zeros(shape, device=device)
+        self.shown = torch.zeros(shape, device=device)
         self.values = np.zeros((horizon + 1, env.num_envs))
         self.rewards, self.discounts, self.dt_s = (np.zeros(shape) for _ in range(3))
         self.terminated, self.ended, self.begins, self.choices = (np.zeros(shape, np.bool_) for _ in range(4))
@@ -119,6 +121,11 @@ class RolloutBuffer:
         for target, source in zip(place, observed(self._env), strict=True):
             target.copy_(source, non_blocking=True)
         return place
+
+    def group(self) -> None:
+        """Note how many slots the decisions need: 1, 2, 4, ... or all, so that there are few groups of about equal size."""
+        doubled = 2 ** torch.ceil(torch.log2(self.inputs.shown.clamp(min=1)))
+        self.shown = doubled.clamp(max=self.slots).reshape(self.actions.shape)
 
     def store(
         self,
@@ -192,7 +199,8 @@ class PPO:
         buffer, env, watch = self.buffer, self.env, self.run.watch
         for t in range(self.settings.horizon):
             with watch("network"), torch.inference_mode():
-                logits = self._logits(buffer.observe(t))
+                seen = buffer.observe(t)
+                logits = self._logits(seen.first(max(1, int(seen.shown.max()))))
                 action = sample(logits, self.generator)
                 buffer.actions[t] = action
                 buffer.old_log[t] = torch.log_softmax(logits, 1).gather(1, action.unsqueeze(1)).squeeze(1)
@@ -205,11 +213,11 @@ class PPO:
         with watch("network"), torch.inference_mode():
             buffer.observe(self.settings.horizon)
             buffer.values = self._values(buffer.all).cpu().numpy().astype(np.float64)
+            buffer.group()
 
     def _logits(self, inputs: Inputs) -> Tensor:
         with self.autocast:
-            result: Tensor = self.network(*inputs.policy)
-        return result
+            return self.network.of_slots(inputs, self.buffer.slots)
 
     def _values(self, inputs: Inputs) -> Tensor:
         with self.autocast:
@@ -228,8 +236,8 @@ class PPO:
         for group, rate in zip(self.optimiser.param_groups, (s.learning_rate, s.critic_rate), strict=True):
             group["lr"] = rate * share
         row = {"learning_rate": s.learning_rate * share}
-        if self.updates >= s.critic_updates:
-            free = real & buffer.choices  # where one thing alone is possible there is nothing to learn
+        free = real & buffer.choices  # where one thing alone is possible there is nothing to learn
+        if self.updates >= s.critic_updates and free.any():
             advantage = self._flat((estimates - estimates[free].mean()) / (estimates[free].std() + 1e-8))
             row |= {"choices": float(free.sum() / real.sum())}
             row |= self._improve_policy(self._rows(free), advantage, s.entropy * left)
@@ -243,11 +251,14 @@ class PPO:
     def _improve_policy(self, rows: Tensor, advantage: Tensor, entropy_weight: float) -> dict[str, float]:
         """Go through the decisions `rows` a few times, until the policy has moved far enough."""
         s, buffer, found = self.settings, self.buffer, []
-        for part in self._parts(rows, s.epochs):
+        for part in self._parts(rows, s.epochs, s.minibatch):
+            # Those that show few calls are computed with few slots; the order within a minibatch does not matter.
+            sizes = buffer.shown.reshape(-1)[part]
+            groups = {size: part[sizes == size] for size in torch.unique(sizes).int().tolist()}
+            part = torch.cat(list(groups.values()))
+            logits = torch.cat([self._logits(buffer.inputs.rows(group, size)) for size, group in groups.items()])
             actions, old_log = buffer.actions.reshape(-1)[part], buffer.old_log.reshape(-1)[part]
-            loss, entropy, change = policy_loss(
-                self._logits(buffer.inputs.rows(part)), actions, old_log, advantage[part], s.clip
-            )
+            loss, entropy, change = policy_loss(logits, actions, old_log, advantage[part], s.clip)
             self._descend(loss - entropy_weight * entropy)
             with torch.no_grad():
                 moved = change.exp() - 1
@@ -262,18 +273,18 @@ class PPO:
     def _improve_critic(self, rows: Tensor, target: Tensor) -> float:
         """Fit the critic to the returns; returns the squared error of the last pass, in units of their deviation."""
         inputs, losses = self.buffer.inputs, []
-        for part in self._parts(rows, self.settings.critic_epochs):
+        for part in self._parts(rows, self.settings.critic_epochs, 2 * self.settings.minibatch):
             value = self._values(inputs.only_critic(part))
             loss = ((value - target[part]) / self.network.value_scale[1]).square().mean()
             self._descend(loss)
             losses.append(loss.item())
         return float(np.mean(losses[-len(losses) // self.settings.critic_epochs :]))
 
-    def _parts(self, rows: Tensor, epochs: int) -> Iterator[Tensor]:
-        """Yield minibatches of rows, in another order in each epoch."""
+    def _parts(self, rows: Tensor, epochs: int, size: int) -> Iterator[Tensor]:
+        """Yield minibatches of about `size` rows, in another order in each epoch."""
         for _ in range(epochs):
             order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
-            yield from order.tensor_split(max(1, len(rows) // self.settings.minibatch))
+            yield from order.tensor_split(max(1, len(rows) // size))
 
     def _descend(self, loss: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)

@@ -55,9 +55,9 @@ class TrainingEnv(StageDispatchVectorEnv):
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        """The memory of calls (E, K, F), routes (E, R, G), pairs (E, K, R, P + X), globals, masks (E, A), and what is foreseen.
+        """The memory itself: calls (E, K, F), routes (E, R, G), pairs (E, K, R, P + X), globals, masks (E, A), foresight.
 
-        That is, of `foresight.Foreseer`, its `requests` and its `servers`.
+        The latter are `requests` and `servers` of `foresight.Foreseer`.
         """
         out, foreseen = self._out, self._foreseer
         return out.calls, out.routes, self.pairs, out.globals, out.mask, foreseen.requests, foreseen.servers

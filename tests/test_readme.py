@@ -94,9 +94,7 @@ def test_quickstart_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> Non
         ("A workload", "evening.yaml", set(DEFAULT_POLICIES), "qwen-4xh100", 2),
     ],
 )
-def test_recipe(
-    title: str, file: str, policies: set[str], cluster: str, workflows: int, tmp_path: Path
-) -> None:
+def test_recipe(title: str, file: str, policies: set[str], cluster: str, workflows: int, tmp_path: Path) -> None:
     source, shell = blocks(title)
     first, *rest = source.text.splitlines()
     assert first == f"# {file}"

@@ -66,7 +66,7 @@ def test_the_class_behind_a_name() -> None:
         ("least_load", "Did you mean 'least_loaded'?"),
         ("fixed:larges", None),  # an argument of 'fixed', checked against the scenario
         ("roundrobin", "Did you mean 'round_robin'?"),
-        ("zzz", "Known: aragog, aragog:oracle, earliest_finish"),
+        ("zzz", "Known: aragog, aragog:oracle, dqn, earliest_finish"),
     ],
 )
 def test_unknown_names_get_a_hint(name: str, hint: str | None) -> None:

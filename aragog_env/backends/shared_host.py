@@ -9,7 +9,8 @@ at the next one. A call reaches its engine `submit_ms` after it was dispatched, 
 last token.
 
 **Shared processor.** Each server has a clock of its own for its iterations. While k other servers have work it runs slower
-than the wall clock by the factor `slowdown[k]`, from one moment to the next, also in the middle of an iteration.
+than the wall clock by the factor `slowdown[k]`, from one moment to the next, also in the middle of an iteration. What lies
+outside the engines takes `outside[k]` times as long, by the k of the moment when it begins.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ class SharedHostBackend(ReferenceBackend):
         self._decision_ps = round(cluster.decision_ms * PS_PER_MS)
         self._submit_ps = [round(replica.submit_ms * PS_PER_MS) for replica in self.compiled.replicas]
         self._close_ps = [round(replica.close_ms * PS_PER_MS) for replica in self.compiled.replicas]
-        self._slowdown = cluster.sharing.slowdown if cluster.sharing and cluster.sharing.slowdown else (1.0,)
+        sharing = cluster.sharing
+        self._slowdown = sharing.slowdown if sharing and sharing.slowdown else (1.0,)
+        self._outside = sharing.outside if sharing and sharing.outside else (1.0,)
 
     def load(self, tape: Tape) -> None:
         """Begin an episode with given traffic and go to its first decision."""
@@ -193,8 +196,15 @@ class SharedHostBackend(ReferenceBackend):
             others = busy - server.has_work
             server.set_factor(self._now_ps, self._slowdown[min(others, len(self._slowdown) - 1)])
 
+    def _outside_ps(self, time_ps: int, route: int | None) -> int:
+        """Return what something outside the engines takes now, at a server or at the client."""
+        busy = sum(server.has_work for server in self._servers)
+        own = min(busy, 1) if route is None else int(self._servers[route].has_work)
+        factor = self._outside[min(busy - own, len(self._outside) - 1)]
+        return time_ps if factor == 1.0 else round(time_ps * factor)
+
     def _ended(self, call: Call) -> bool:
-        close_ps = self._close_ps[call.route]
+        close_ps = self._outside_ps(self._close_ps[call.route], call.route)
         if not close_ps:
             self._held[call.route] -= 1
             return super()._ended(call)
@@ -223,8 +233,8 @@ class SharedHostBackend(ReferenceBackend):
 
     def _send(self, call: Call, asked: EngineRequest) -> None:
         self._held[call.route] += 1
-        self._free_ps = call.dispatch_ps = self._now_ps + self._decision_ps
-        arrival_ps = call.dispatch_ps + self._submit_ps[call.route]
+        self._free_ps = call.dispatch_ps = self._now_ps + self._outside_ps(self._decision_ps, None)
+        arrival_ps = call.dispatch_ps + self._outside_ps(self._submit_ps[call.route], call.route)
         if arrival_ps == self._now_ps:
             super()._send(call, asked)
             return

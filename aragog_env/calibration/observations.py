@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from ..recording.reader import Recording
 
 Floats = NDArray[np.float64]
+_CLUMPED = 0.3
+"""Two tokens closer than this share of a call's mean pace were written apart and sent together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,11 @@ class Calls:
     decode: Window
     """First to last token; no iterations where there was but one token."""
     in_flight: Floats  # (n,) other calls at the server when it was dispatched
+    others: Floats  # (n, R) one-hot: how many other servers were busy when it was dispatched
+    alone: Floats  # (n,) 1 where none of these still waited for its first token, else 0
+    smooth: (
+        Floats  # (n,) 1 where the second token did not come on the heels of the first, which must have been late then
+    )
     close_s: Floats  # (n,) last token to end of call
 
     def __len__(self) -> int:
@@ -70,7 +77,8 @@ class Calls:
             columns = Window.__dataclass_fields__
             return Window(**{column: np.concatenate([getattr(w, column) for w in windows]) for column in columns})
 
-        rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("in_flight", "close_s")}
+        names = ("in_flight", "others", "alone", "smooth", "close_s")
+        rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(join("whole"), join("start"), join("decode"), **rest)
 
 
@@ -83,6 +91,7 @@ class RunObservations:
     decision_s: Floats
     """(d,) the client's time per dispatch: since the call was ready, or since the dispatch before if that was later. Calls
     that the policy held back are left out."""
+    decision_busy: Floats  # (d, R) one-hot: how many servers were busy then, less one where any was
     served_s: float
     """From the first dispatch to the last end."""
     busy_servers: float
@@ -122,9 +131,11 @@ def observe(recording: Recording) -> RunObservations:
     spans = {r: _merged(intervals) for r, intervals in busy.items()}
     level = _Level(list(spans.values()), len(names))
     begin, end = level.times[0] if len(level.times) else 0.0, level.times[-1] if len(level.times) else 0.0
+    decision_s, when_s = _decision_times(recording)
     return RunObservations(
         servers={names[r]: _observed(mine, busy[r], level) for r, mine in sorted(calls.items())},
-        decision_s=_decision_times(recording),
+        decision_s=decision_s,
+        decision_busy=level.at(when_s),
         served_s=float(end - begin),
         busy_servers=sum(b - a for mine in spans.values() for a, b in mine) / (end - begin) if end > begin else 0.0,
         failed=failed,
@@ -148,12 +159,26 @@ class _Level:
     def __init__(self, servers: Sequence[Sequence[tuple[float, float]]], most: int) -> None:
         edges = sorted([(a, 1) for mine in servers for a, _ in mine] + [(b, -1) for mine in servers for _, b in mine])
         self.times = np.array([time for time, _ in edges])
-        steps = np.cumsum([step for _, step in edges])
+        steps = self._busy = np.cumsum([step for _, step in edges])
         lengths = np.diff(self.times)
         # integral[k, i]: seconds until times[i] in which k servers were busy
         self._integral = np.zeros((most + 1, len(edges)))
         for k in range(most + 1):
             self._integral[k, 1:] = np.cumsum(np.where(steps[:-1] == k, lengths, 0.0))
+
+    def at(self, when_s: Floats, own: NDArray[np.bool_] | None = None) -> Floats:
+        """Return (n, R) one-hot: how many servers were busy just before moments, without one's own.
+
+        Args:
+            when_s: (n,) seconds.
+            own: (n,) whether one's own server was busy then; None: one of them is one's own, if any was busy.
+        """
+        result = np.zeros((len(when_s), len(self._integral) - 1))
+        place = np.searchsorted(self.times, when_s, "left") - 1
+        busy = np.where(place >= 0, self._busy[np.maximum(place, 0)], 0) if len(self._busy) else 0 * place
+        others = busy - (busy > 0 if own is None else own)
+        result[np.arange(len(when_s)), np.clip(others, 0, result.shape[1] - 1)] = 1.0
+        return result
 
     def shares_of_others(self, begin_s: Floats, end_s: Floats) -> Floats:
         """Return (n, R) shares of intervals, in all of which one server is busy, with 0, 1, ... others busy."""
@@ -175,6 +200,10 @@ def _observed(calls: Sequence[_Call], held: Sequence[tuple[float, float]], level
     tokens = _Tokens(calls, first, own)
     begins, ends = (np.sort(np.array(side)) for side in zip(*held, strict=True))
     in_flight = (np.searchsorted(begins, dispatch, "left") - np.searchsorted(ends, dispatch, "right")).astype(float)
+    generating = np.searchsorted(np.sort(first), dispatch, "right") - np.searchsorted(np.sort(last), dispatch, "right")
+    unfinished = np.searchsorted(np.sort(dispatch), dispatch, "left") - np.searchsorted(
+        np.sort(last), dispatch, "right"
+    )
     # The iteration that computes its prompt, and half of the one that a call finds under way.
     start = np.where(in_flight > 0, 1.5, 1.0)
     # Tokens of one iteration arrive together, give or take some jitter: count from half an iteration after the first token.
@@ -197,8 +226,18 @@ def _observed(calls: Sequence[_Call], held: Sequence[tuple[float, float]], level
         ),
         decode=replace(decode, seconds=last - first, busy=level.shares_of_others(first, last)),
         in_flight=in_flight,
+        others=level.at(dispatch, own=in_flight > 0),
+        alone=(unfinished <= generating).astype(float),
+        smooth=np.array([_is_smooth(call) for call in calls], np.float64),
         close_s=np.array([call.finish_s - call.token_s[-1] for call in calls]),
     )
+
+
+def _is_smooth(call: _Call) -> bool:
+    if len(call.token_s) < 2:
+        return False
+    pace_s = (call.token_s[-1] - call.dispatch_s) / call.token_count[-1]
+    return bool(call.token_s[1] - call.token_s[0] > _CLUMPED * pace_s)
 
 
 class _Tokens:
@@ -235,8 +274,8 @@ def _within(times: Floats, amounts: Floats, begin_s: Floats, end_s: Floats) -> F
     )
 
 
-def _decision_times(recording: Recording) -> Floats:
-    """Return what each dispatch took the client, where no policy chose to wait."""
+def _decision_times(recording: Recording) -> tuple[Floats, Floats]:
+    """Return what each dispatch took the client, where no policy chose to wait, and when it began."""
     waited: set[tuple[int, int]] = set()
     dispatched: dict[int, tuple[int, int]] = {}
     for row in recording.rows("decisions"):
@@ -245,11 +284,14 @@ def _decision_times(recording: Recording) -> Floats:
         elif row["ready"]:
             seen = recording.view(row["decision"]).calls
             waited.update(zip(seen["request"].tolist(), seen["node"].tolist(), strict=True))
-    times, free_s = [], -np.inf
+    times: list[float] = []
+    begins: list[float] = []
+    free_s = -np.inf
     rows = sorted(recording.rows("calls"), key=lambda row: float(row["dispatch_s"]))
     for row in rows:
         held = dispatched.get(row["decision"]) in waited or row["attempt"] > 1
         if row["decision"] is not None and not held:
-            times.append(row["dispatch_s"] - max(row["ready_s"], free_s))
+            begins.append(max(row["ready_s"], free_s))
+            times.append(row["dispatch_s"] - begins[-1])
         free_s = row["dispatch_s"]
-    return np.maximum(np.array(times, np.float64), 0.0)
+    return np.maximum(np.array(times, np.float64), 0.0), np.array(begins, np.float64)

@@ -53,12 +53,16 @@ def summary(calibration: Calibration) -> list[str]:
         errors = f"{fit.latency_error:.1%}, {fit.latency_bias:+.1%}, {tpot}, {fit.ttft_error:.1%}"
         lines.append(f"{fit.name}: {terms}; {fit.submit_ms:g} + {fit.close_ms:g}; {amount}; {errors}")
     lines.append(f"client: {calibration.decision_ms:g} ms per dispatch ({calibration.decisions} dispatches)")
-    if calibration.slowdown:
+    if calibration.sharing is not None:
+        sharing = calibration.sharing
+        outside = sharing.outside or (1.0,) * len(sharing.slowdown)
+        levels = enumerate(zip(sharing.slowdown, outside, calibration.shares, strict=False))
         factors = ", ".join(
-            f"{k} others x{factor:.3g} ({share:.0%} of the time)"
-            for k, (factor, share) in enumerate(zip(calibration.slowdown, calibration.shares, strict=False))
+            f"{k} others x{inside:.3g} and x{around:.3g} ({share:.0%} of the time)"
+            for k, (inside, around, share) in levels
         )
-        lines.append(f"servers slow each other down: {factors}; mean x{calibration.typical:.3g}")
+        means = f"mean x{sharing.typical:.3g} and x{sharing.typical_outside:.3g}"
+        lines.append(f"servers slow each other down, in iterations and outside the engines: {factors}; {means}")
     else:
         lines.append("servers do not slow each other down noticeably, or the recordings do not show it")
     for source, busy in zip(calibration.sources, calibration.busy_servers, strict=True):

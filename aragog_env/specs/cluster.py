@@ -64,6 +64,10 @@ class SharingSpec:
     """Factor on an iteration's time while 0, 1, 2, ... other servers of the cluster are busy; the last one holds for more."""
     typical: Annotated[float, Bound(1.0)] = 1.0
     """Its mean over the busy time of recorded runs. The simulator uses it throughout, a replay the factor of the moment."""
+    outside: tuple[Annotated[float, Bound(1.0)], ...] = ()
+    """The same for what lies outside the engines: `submit_ms`, `close_ms` and `decision_ms`."""
+    typical_outside: Annotated[float, Bound(1.0)] = 1.0
+    """Mean of that."""
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,23 @@ def test_a_busy_neighbour_slows_a_server_down_in_the_middle_of_an_iteration() ->
     assert log.busy_s == pytest.approx([early["finish_s"] - early["dispatch_s"], late["finish_s"] - late["dispatch_s"]])
 
 
+def test_overheads_grow_when_others_are_busy() -> None:
+    sharing = SharingSpec((1.0,), outside=(1.0, 2.0, 5.0))
+    made = surrounded(flat(LARGE, LARGE, requests=2), submit_ms=3.0, close_ms=1.0, decision_ms=0.5, sharing=sharing)
+    made = override(made, rate_rps=100.0)
+    backend = SharedHostBackend(made)
+    backend.reset(3)
+    backend.step(Dispatch(0, 0))
+    backend.step(Dispatch(0, 1))
+    early, late = backend.log().calls
+    assert early["start_s"] - early["ready_s"] == pytest.approx(0.0035) and late["ready_s"] > early["start_s"]
+    # One server is busy: the client has a core of its own, but the way to the other server is longer.
+    assert late["dispatch_s"] - late["ready_s"] == pytest.approx(0.0005)
+    assert late["start_s"] - late["dispatch_s"] == pytest.approx(0.006)
+    assert early["finish_s"] - early["first_token_s"] == pytest.approx(9 * 0.002 + 0.002)
+    assert late["finish_s"] - late["first_token_s"] == pytest.approx(9 * 0.002 + 0.001)
+
+
 def test_more_busy_servers_than_factors() -> None:
     made = surrounded(flat(LARGE, LARGE, LARGE, requests=3), sharing=SharingSpec((1.0, 2.0)))
     log = one_by_one(made, [0, 1, 2])

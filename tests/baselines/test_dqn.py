@@ -43,7 +43,7 @@ def test_values_of_actions_are_masked_and_average_to_the_value_of_the_state() ->
     network.rescale_values(-5.0, 3.0)
     values, mask = action_values(network, inputs), possible(inputs)
     assert (values[~mask] == MASKED).all()
-    state = network.values(inputs.routes, inputs.foresight)
+    state = network.values(inputs)
     for row in range(20):
         assert values[row][mask[row]].mean().item() == pytest.approx(state[row].item(), abs=1e-4)
     assert (values.argmax(1) == network(*inputs.policy).argmax(1)).all()  # a policy needs the logits alone
@@ -65,7 +65,7 @@ def test_what_is_sampled_is_what_happened(tmp_path: Path) -> None:
     for row in range(len(actions)):
         same = (replay.inputs.calls[first % 200] == before.calls[row]).all(3).all(2)
         same &= (replay.inputs.pairs[first % 200] == before.pairs[row]).all(4).all(3).all(2)
-        same &= (replay.inputs.foresight[first % 200] == before.foresight[row]).all(2)
+        same &= (replay.inputs.servers[first % 200] == before.servers[row]).all(3).all(2)
         same &= (replay.actions[first % 200] == actions[row]) & ~replay.begins[first % 200]
         candidates = []
         for position, e in same.nonzero().tolist():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import together
 
 from aragog_env.backends.sim import SimBackend
 from aragog_env.compiled_scenario import compile_scenario
@@ -58,7 +59,7 @@ def test_masks_are_those_of_aragog_on_whole_episodes(seed: int) -> None:
     rng, decisions, narrowed = np.random.default_rng(seed), 0, 0
     while not backend.done:
         view = backend.view()
-        _, routes, pairs, _, mask, _ = env.arrays
+        _, routes, pairs, _, mask, *_ = env.arrays
         slots = pairs.shape[1]
         expected = aragog_mask(policy, view, slots)
         assert (mask[0, :-1].reshape(slots, -1) == expected).all()
@@ -151,7 +152,7 @@ def test_servers_at_their_saturation_point_get_no_more() -> None:
     compiled = compile_scenario(load_scenario("toy"))
     assert SlotSets(compiled, Rules()).tables.most.tolist() == [8, 8, 8]
     assert SlotSets(compiled, Rules(hold=0.5)).tables.most.tolist() == [4, 4, 4]
-    backend = SimBackend(override(load_scenario("toy"), arrivals="closed", users=30, requests=30, warmup_requests=0))
+    backend = SimBackend(together(30))
     backend.reset(0)
     encoder = SlotEncoder(backend.scenario, Rules(hold=0.5), 4)
     for sent in range(12):

@@ -21,9 +21,13 @@ from aragog_env.specs.load import load_scenario  # noqa: E402
 from aragog_env.specs.override import override  # noqa: E402
 from aragog_env.specs.scenario import Scenario  # noqa: E402
 from baselines.imitation import Imitation, ImitationSettings, train  # noqa: E402
+from baselines.network import OPEN  # noqa: E402
 from baselines.training_run import TrainingRun  # noqa: E402
 
-QUICK: dict[str, Any] = {**SMALL, "width": 16, "minibatch": 64}
+QUICK: dict[str, Any] = {**SMALL, "width": 16, "minibatch": 64, "hold": 0.0, "wait": True}
+
+
+ARAGOG: dict[str, Any] = {"expert": "aragog:oracle", "viable": "oracle", "hold": 0.95, "wait": False}
 
 
 def busy() -> Scenario:
@@ -47,13 +51,13 @@ def test_a_rule_is_learned(tmp_path: Path) -> None:
 
 def test_an_oracle_is_imitated_within_its_viable_sets(tmp_path: Path) -> None:
     """Aragog plans several dispatches; where the network does something else, it must plan again."""
-    settings = ImitationSettings(**QUICK | {"steps": 400, "rounds": 2, "expert": "aragog:oracle", "viable": "oracle"})
+    settings = ImitationSettings(**QUICK | {"steps": 400, "rounds": 2, **ARAGOG})
     learner = Imitation(make_run(tmp_path, busy(), settings))
     for _ in range(2):
         learner.collect()
         row = learner.fit()
     assert row["agreement"] > 0.4 and learner.unseen == 0
-    open_ = torch.cat((learner.inputs[2][..., 4].flatten(1) > 0.5, learner.inputs[4].unsqueeze(1)), 1)
+    open_ = torch.cat((learner.inputs[2][..., OPEN].flatten(1) > 0.5, learner.inputs[4].unsqueeze(1)), 1)
     assert open_.gather(1, learner.actions.unsqueeze(1)).all()
 
 

@@ -13,10 +13,10 @@ from aragog_env.errors import SpecError  # noqa: E402
 from aragog_env.observation import CallFeature, GlobalFeature, RouteFeature  # noqa: E402
 from baselines.decider import Decider  # noqa: E402
 from baselines.features import PAIR_WIDTH  # noqa: E402
+from baselines.foresight import REQUESTS_WIDTH, ServerForesight  # noqa: E402
 from baselines.learned import likeliest_action  # noqa: E402
 from baselines.network import MASKED, OPEN, Inputs, Network, export, likeliest  # noqa: E402
 from baselines.ppo import policy_loss, sample  # noqa: E402
-from baselines.training_env import FORESIGHT_WIDTH  # noqa: E402
 
 
 def observations(batch: int, slots: int, routes: int, seed: int = 0) -> Inputs:
@@ -33,7 +33,16 @@ def observations(batch: int, slots: int, routes: int, seed: int = 0) -> Inputs:
     calls[~shown], pairs[~shown] = 0.0, 0.0
     can_wait = rng.random(batch) < 0.7
     can_wait |= ~pairs[..., OPEN].any(axis=(1, 2)).astype(bool)
-    arrays = (calls, unit(routes, len(RouteFeature)), pairs, unit(len(GlobalFeature)), can_wait, unit(FORESIGHT_WIDTH))
+    servers = unit(routes, len(ServerForesight))
+    arrays = (
+        calls,
+        unit(routes, len(RouteFeature)),
+        pairs,
+        unit(len(GlobalFeature)),
+        can_wait,
+        unit(REQUESTS_WIDTH),
+        servers,
+    )
     return Inputs(*(torch.from_numpy(array) for array in arrays))
 
 
@@ -96,12 +105,13 @@ def test_waiting_is_compared_with_all_dispatches_together() -> None:
 
 def test_scores_follow_calls_and_routes_when_they_change_places() -> None:
     inputs, network = observations(12, 5, 4), trained()
-    logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
+    logits, values = network(*inputs.policy), network.values(inputs)
     call, route = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 3, 1])
     moved = inputs._replace(
-        calls=inputs.calls[:, call], routes=inputs.routes[:, route], pairs=inputs.pairs[:, call][:, :, route]
-    )
-    moved_logits, moved_values = network(*moved.policy), network.values(moved.routes, moved.foresight)
+        calls=inputs.calls[:, call], routes=inputs.routes[:, route], pairs=inputs.pairs[:, call][:, :, route],
+        servers=inputs.servers[:, route],
+    )  # fmt: skip
+    moved_logits, moved_values = network(*moved.policy), network.values(moved)
     expected = logits[:, :-1].unflatten(1, (5, 4))[:, call][:, :, route].flatten(1)
     assert torch.allclose(moved_logits[:, :-1], expected, atol=1e-5)
     assert torch.allclose(moved_logits[:, -1], logits[:, -1], atol=1e-5)
@@ -113,8 +123,8 @@ def test_empty_slots_change_nothing() -> None:
     inputs, network = observations(9, 4, 3), trained()
     padding = torch.nn.functional.pad
     wider = inputs._replace(calls=padding(inputs.calls, (0, 0, 0, 3)), pairs=padding(inputs.pairs, (0, 0, 0, 0, 0, 3)))
-    logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
-    wide_logits, wide_values = network(*wider.policy), network.values(wider.routes, wider.foresight)
+    logits, values = network(*inputs.policy), network.values(inputs)
+    wide_logits, wide_values = network(*wider.policy), network.values(wider)
     assert torch.allclose(wide_logits[:, :12], logits[:, :12], atol=1e-6) and torch.allclose(
         wide_values, values, atol=1e-6
     )
@@ -124,18 +134,18 @@ def test_empty_slots_change_nothing() -> None:
 @pytest.mark.parametrize(("slots", "routes"), [(1, 1), (2, 7), (40, 3), (64, 16)])
 def test_one_network_runs_on_queues_and_clusters_of_any_size(slots: int, routes: int) -> None:
     inputs = observations(5, slots, routes)
-    logits, values = trained()(*inputs.policy), trained().values(inputs.routes, inputs.foresight)
+    logits, values = trained()(*inputs.policy), trained().values(inputs)
     assert logits.shape == (5, slots * routes + 1) and values.shape == (5,)
     assert torch.isfinite(logits).all() and torch.isfinite(values).all()
 
 
 def test_another_scale_of_values_changes_no_value() -> None:
     inputs, network = observations(7, 3, 2), trained()
-    before = network.values(inputs.routes, inputs.foresight)
+    before = network.values(inputs)
     network.rescale_values(-35.0, 12.5)
-    assert torch.allclose(network.values(inputs.routes, inputs.foresight), before, atol=1e-4)
+    assert torch.allclose(network.values(inputs), before, atol=1e-4)
     network.rescale_values(4.0, 0.5)
-    assert torch.allclose(network.values(inputs.routes, inputs.foresight), before, atol=1e-4)
+    assert torch.allclose(network.values(inputs), before, atol=1e-4)
     assert network.value_scale.tolist() == [4.0, 0.5]
 
 
@@ -164,8 +174,8 @@ def test_weights_of_something_else_are_refused() -> None:
 def test_mixed_precision_gives_nearly_the_same_scores() -> None:
     inputs, network = observations(20, 4, 3), trained()
     with torch.autocast("cpu", torch.bfloat16):
-        logits, values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
-    expected, expected_values = network(*inputs.policy), network.values(inputs.routes, inputs.foresight)
+        logits, values = network(*inputs.policy), network.values(inputs)
+    expected, expected_values = network(*inputs.policy), network.values(inputs)
     assert logits.dtype == values.dtype == torch.float32
     mask = possible(inputs)
     assert torch.allclose(logits[mask], expected[mask], atol=0.05) and torch.allclose(

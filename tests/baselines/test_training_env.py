@@ -1,4 +1,4 @@
-"""What the learners' environment adds: foresight, expected accuracy, staggered beginnings, and pickles that go on."""
+"""What the learners' environment adds: expected accuracy, staggered beginnings, and pickles that go on."""
 
 from __future__ import annotations
 
@@ -15,45 +15,13 @@ from aragog_env.specs.scenario import Scenario
 from baselines.evaluation import EpisodeMeter
 from baselines.features import Rules
 from baselines.snapshots import freeze, thaw
-from baselines.training_env import FORESIGHT_WIDTH, WINDOWS, Foresight, TrainingEnv, random_actions
+from baselines.training_env import TrainingEnv, random_actions
 
 FREE = Rules("none", hold=0.0, wait=True)
 
 
 def toy(requests: int = 12, **changes: Any) -> Scenario:
     return override(load_scenario("toy"), requests=requests, warmup_requests=0, **changes)
-
-
-def test_the_critic_foresees_arrivals_and_no_more() -> None:
-    env = TrainingEnv(2, toy(20, rate_rps=40.0), FREE)
-    env.reset(seed=3)
-    rng, reference_s = np.random.default_rng(0), env.reward.reference_s
-    for _ in range(25):
-        env.step(random_actions(env.arrays[4], rng))
-        for e, row in enumerate(env.arrays[5]):
-            tape, state = env.simulation.tapes[e], env.simulation.progress.env[e]
-            assert tape is not None and row.shape == (FORESIGHT_WIDTH,)
-            now_s, left = state["now_ps"] * 1e-12, 20 - int(state["arrived"])
-            flying = int(state["arrived"]) - int(state["completed"])
-            assert row[Foresight.LEFT] == pytest.approx(left / 64)
-            assert row[Foresight.IN_FLIGHT] == pytest.approx(flying / 64)
-            assert row[Foresight.READY] == pytest.approx(state["ready"] / 64)
-            calls = env.simulation.state.call[e].reshape(20, 2)
-            begun = env.simulation.progress.request[e]["rank"] >= 0
-            over = (calls["finish_ps"] >= 0) & (calls["finish_ps"] <= state["now_ps"])
-            assert row[Foresight.STAGES] == pytest.approx((begun[:, None] & ~over).sum() / 256)
-            tokens = calls["output"][(calls["model"] >= 0) & begun[:, None] & ~over].sum()
-            assert row[Foresight.TOKENS] == pytest.approx(tokens / 16384)
-            for k, window in enumerate(WINDOWS):
-                until = now_s + window * reference_s
-                count = int(((tape.arrival_s > now_s + 1e-12) & (tape.arrival_s <= until)).sum())
-                assert row[Foresight.ARRIVALS + k] == pytest.approx(count / 16)
-
-
-def test_a_closed_loop_foresees_no_arrival() -> None:
-    env = TrainingEnv(1, toy(12, arrivals="closed", users=3), FREE)
-    env.reset(seed=3)
-    assert (env.arrays[5][:, Foresight.ARRIVALS :] == 0).all()
 
 
 def test_accuracy_is_paid_by_its_probability() -> None:

@@ -22,7 +22,7 @@ from baselines.dqn import DQNSettings  # noqa: E402
 from baselines.ppo import PPOSettings, train  # noqa: E402
 from baselines.training_run import Stopwatch, TrainingRun, describe_settings, read_settings  # noqa: E402
 
-QUICK: dict[str, Any] = {**SMALL, "horizon": 16, "minibatch": 32, "steps": 200}
+QUICK: dict[str, Any] = {**SMALL, "horizon": 16, "minibatch": 32, "steps": 200, "critic_updates": 0}
 
 
 def test_settings_from_words() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
 from aragog_env.specs.scenario import HorizonSpec, ObservationSpec, Scenario
 from aragog_env.specs.workload import ArrivalSpec, MixEntry, WorkloadSpec
-from baselines.training_run import Settings, TrainingRun
+
+if TYPE_CHECKING:
+    from baselines.training_run import Settings, TrainingRun
 
 SMALL: dict[str, Any] = {"envs": 6, "threads": 1, "width": 8, "evaluate_every": 0}
 
@@ -39,6 +41,13 @@ def best_mean_s(requests: int = 7) -> float:
     return sum(offered[:requests]) / requests / 1e3
 
 
+def together(requests: int) -> Scenario:
+    """Two calls in a row on three servers of eight at a time; all requests are there at the beginning."""
+    toy = override(load_scenario("toy"), requests=requests, warmup_requests=0)
+    workload = replace(toy.workload, arrivals=ArrivalSpec("closed", users=requests))
+    return replace(toy, workload=workload)
+
+
 def cut() -> Scenario:
     """Overload, cut after 0.3 s: every episode is truncated."""
     return override(load_scenario("toy"), requests=40, warmup_requests=0, duration_s=0.3, rate_rps=50.0, ready_slots=3)
@@ -46,4 +55,6 @@ def cut() -> Scenario:
 
 def make_run(folder: Path, scenario: Scenario, settings: Settings, **options: Any) -> TrainingRun:
     """Return a run that prints nothing."""
+    from baselines.training_run import TrainingRun
+
     return TrainingRun(folder, scenario, settings, tell=lambda line: None, **options)

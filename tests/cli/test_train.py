@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from aragog_env.cli import main  # noqa: E402
+from aragog_env.cli import main
 
 SMALL = ["--envs", "4", "--threads", "1", "--set", "width=8", "--set", "evaluate_every=0"]
 SHORT = ["--requests", "12", *SMALL, "--set", "horizon=16", "--set", "minibatch=32"]

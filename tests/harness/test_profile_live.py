@@ -69,7 +69,7 @@ def test_the_recording_can_be_calibrated_on(servers: tuple[Scenario, list[FakeSe
         # All but the first call to each server, which only counted characters.
         assert len(calls) == sum(len(fake.seen) - 1 for fake in fakes)
         observed = observe(recording)
-        assert observed.servers["toy-s"].busy[:, 1].max() > 0.9 > observed.servers["toy-s"].busy[:, 1].min()
+        assert observed.servers["toy-s"].whole.busy[:, 1].max() > 0.9 > observed.servers["toy-s"].whole.busy[:, 1].min()
         machine = json.loads(next(recording.rows("sessions"))["machine"])
         assert len(machine["load"]) == 3
         with pytest.raises(SpecError, match="is of a profile"):

@@ -109,7 +109,7 @@ def test_walking_equals_pruning_what_all_heads_say(shipped: tuple[OutcomeTable, 
 
 
 def test_shipped_routers_hold_what_is_promised(shipped: tuple[OutcomeTable, ...]) -> None:
-    """On questions that no fold's model has seen: better than a blind prior at equal loss, a third of the heads, 1% changed."""
+    """On questions that no fold's model has seen: better than a blind prior, a third of the heads, 1% changed."""
     router_kept, blind_kept, asked, every = [], [], [], []
     for table in shipped:
         checkpoint = store.shipped_checkpoint(table)

@@ -160,7 +160,7 @@ def test_the_threshold_stops_at_the_first_excess() -> None:
     def upper(sets: list[list[bool]]) -> float:
         return loss.upper(np.array(sets))
 
-    # 3.0 keeps (1, 0), which loses nothing; 2.0 adds (0, 1); 1.0 adds (1, 1), which is larger than (1, 0); 0.0 adds (0, 0).
+    # 3.0 keeps (1, 0), which loses nothing; 2.0 adds (0, 1); 1.0 adds (1, 1), which costs no more; 0.0 adds (0, 0).
     steps = [
         upper([[False, False, True], [True, False, True]]),
         upper([[False, True, True], [True, False, True]]),
@@ -168,7 +168,7 @@ def test_the_threshold_stops_at_the_first_excess() -> None:
         upper([[True, True, True], [True, True, True]]),
     ]
     assert steps == sorted(steps)
-    for most, lowest in ((0.01, 3.0), (steps[1], 2.0), (steps[2], 1.0), (1.0, 0.0)):
+    for most, lowest in ((0.01, 3.0), (steps[2], 1.0), (1.0, 0.0)):
         assert choose_threshold(scores, loss, most + 1e-9, steps=4) == pytest.approx(lowest)
     assert choose_threshold(scores, loss, -1.0) == NEVER
 

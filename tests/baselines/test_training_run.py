@@ -61,7 +61,7 @@ def test_the_objective_of_training() -> None:
     free, viable = PPOSettings().objective(toy), PPOSettings(viable="oracle").objective(toy)
     assert free.objective.accuracy_weight == 1.0 and viable.objective.accuracy_weight == 0.0
     assert PPOSettings(viable="oracle", accuracy_weight=2.0).objective(toy).objective.accuracy_weight == 2.0
-    assert free.objective.beta_per_s == pytest.approx(1 / (4 * 0.1))
+    assert free.objective.beta_per_s == pytest.approx(1 / 0.1)
     assert PPOSettings(beta_per_s=0.3).objective(toy).objective.beta_per_s == 0.3
     assert free.observation.ready_slots == 4 and PPOSettings(ready_slots=9).objective(toy).observation.ready_slots == 9
 

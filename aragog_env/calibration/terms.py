@@ -52,7 +52,9 @@ _STALL: Final = 10.0
 _LEAST_SHARE: Final = 0.01
 """Share of all busy time that a number of busy servers must have to get a factor of its own."""
 _NOTEWORTHY: Final = 0.02
-"""Slowdowns all below this count as none; a term beside the overhead must explain this share of the error."""
+"""Slowdowns of iterations all below this count as none; a term beside the overhead must explain this share of the error."""
+_NOTEWORTHY_OUTSIDE: Final = 0.3
+"""The same for what lies outside the engines, which is known far worse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +174,7 @@ def fit_groups(groups: Sequence[Group], *, shared: bool) -> Steps:
                 steps = np.clip(steps + moved * share / (1.0 - share), 0.0, _MOST_SLOWDOWN)
         before = moved
     found = Steps.of(steps)
-    if not levels or max(found.inside.sum(), found.outside.sum()) >= _NOTEWORTHY:
+    if not levels or found.inside.sum() >= _NOTEWORTHY or found.outside.sum() >= _NOTEWORTHY_OUTSIDE:
         return found
     none = Steps.of(np.zeros(0))
     for group in groups:

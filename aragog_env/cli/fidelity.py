@@ -1,7 +1,7 @@
 """Compare live runs with their replay: errors of TTFT, TPOT, call latency and JCT, and whether policies rank the same.
 
 Calibrate on some recordings and compare on others. Exit code 1: a target is missed (call latency within 10% at the median and
-20% at P95, JCT within 15% and 25%, the same order of the policies but for those too close to call).
+20% at P95, JCT within 15% and 25%, the same order of policies, but for those whose means lie inside each other's interval).
 """
 
 from __future__ import annotations

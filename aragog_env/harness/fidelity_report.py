@@ -116,7 +116,7 @@ def _rank_sentence(ranking: Ranking) -> str:
     if not ranking.swaps:
         text += "; the same order"
     for swap in ranking.swaps:
-        how = "too close to call" if swap.close else "clearly another order"
+        how = "each mean inside the other's interval" if swap.close else "clearly another order"
         text += (
             f"; {swap.first} and {swap.second} swap ({how}: {swap.live.value:+.3f} s [{swap.live.low:+.3f}, "
             f"{swap.live.high:+.3f}] live, {swap.replayed:+.3f} s replayed)"

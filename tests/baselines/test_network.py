@@ -131,6 +131,16 @@ def test_empty_slots_change_nothing() -> None:
     assert torch.allclose(wide_logits[:, -1], logits[:, -1], atol=1e-6) and (wide_logits[:, 12:-1] == MASKED).all()
 
 
+def test_empty_slots_need_not_be_computed() -> None:
+    inputs, network = observations(30, 6, 3), trained()
+    expected = network(*inputs.policy)
+    for slots in (1, 2, 6):
+        rows = (inputs.shown <= slots).nonzero().squeeze(1)
+        assert len(rows) >= 5
+        assert torch.allclose(network.of_slots(inputs.rows(rows, slots), 6), expected[rows], atol=1e-6)
+        assert torch.allclose(network.of_slots(inputs.rows(rows).first(slots), 6), expected[rows], atol=1e-6)
+
+
 @pytest.mark.parametrize(("slots", "routes"), [(1, 1), (2, 7), (40, 3), (64, 16)])
 def test_one_network_runs_on_queues_and_clusters_of_any_size(slots: int, routes: int) -> None:
     inputs = observations(5, slots, routes)

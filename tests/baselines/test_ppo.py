@@ -117,6 +117,24 @@ def test_only_decisions_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert passes == [choices, real] and 0 < len(choices) < len(real) < 360 and learner.steps == len(real)
 
 
+def test_the_first_ratios_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sampled with some slots, minibatch by minibatch of the update with others: the same probabilities."""
+    learner = PPO(make_run(tmp_path, cut(), PPOSettings(**QUICK | {"horizon": 40, "epochs": 1, "target_kl": 0.0})))
+    learner.collect()
+    assert len(learner.buffer.shown.unique()) >= 2
+    changes: list[float] = []
+
+    def note(*arguments: Any) -> Any:
+        loss, entropy, change = policy_loss(*arguments)
+        changes.extend(change.abs().tolist())
+        return 0 * loss, entropy, change
+
+    monkeypatch.setattr("baselines.ppo.policy_loss", note)
+    monkeypatch.setattr(learner, "_descend", lambda loss: None)
+    learner.update()
+    assert len(changes) > 100 and max(changes) < 1e-5
+
+
 def test_the_surrogate_is_clipped_where_the_policy_moved_far() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])).requires_grad_()
     old_log = torch.log(torch.tensor([0.25, 0.25, 0.5, 1.0]))  # ratios 2, 2, 1, 1/2

@@ -51,7 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tables_and_figures_are_written(folder: Path) -> None:
     text = (folder / "reproduction.md").read_text()
-    for heading in ("Throughput ceiling", "Ranges over pairs", "Latency at the highest rate", "Accuracy", "Binding"):
+    for heading in (
+        "Throughput ceiling",
+        "Same knowledge",
+        "Ranges over pairs",
+        "Latency at the highest rate",
+        "Accuracy",
+        "Binding",
+    ):
         assert f"## {heading}" in text
     assert "+217.0" in text and "+42.8 to +76.3" in text and "60.0 to 86.1" in text
     assert "nan" not in text

@@ -97,15 +97,25 @@ def _knowledge(measured: Measured, size: Size, pair: Pair) -> Data:
     compared = {
         "oracles": ("aragog_oracle", "per_input"),
         "oracles_per_workflow": ("aragog_oracle", "per_workflow"),
-        "oracles_8_gpus": ("aragog_oracle_8_gpus", "per_input"),
         "routers": ("aragog", "per_input_router"),
+        "routers_8_gpus": ("aragog_8_gpus", "per_input_router_8_gpus"),
+        "learned_8_gpus": ("aragog_8_gpus", "per_input"),
+        "learned_8_gpus_per_workflow": ("aragog_8_gpus", "per_workflow"),
     }
+    even = curves["aragog_oracle_8_gpus"]
     return {
         "workflow": pair.workflow,
         "family": pair.family,
         "ceiling_rps": {name: curve.best.estimate("throughput_rps") for name, curve in curves.items()},
         "gain": {name: gain(curves[a].ceiling, curves[b].ceiling) for name, (a, b) in compared.items()},
         "accuracy": {name: curve.top.mean("accuracy") for name, curve in curves.items()},
+        "even": {
+            "gain": {b: gain(even.ceiling, curves[b].ceiling) for b in BASELINES},
+            "cut": {
+                name: {b: cut(even.top.values[name], curves[b].top.values[name]) for b in BASELINES}
+                for name in LATENCIES
+            },
+        },
     }
 
 
@@ -149,21 +159,29 @@ def _variant(own: Mapping[str, Curve], default: Mapping[str, Curve], reported: M
 
 
 def spans(data: Data, families: tuple[str, ...]) -> Data:
-    """Return the smallest and largest gain and cut over the pairs of these families."""
+    """Return the smallest and largest gain and cut over the pairs of these families; `even`: as oracles on eight GPUs each."""
     chosen = [pair for pair in data["pairs"] if pair["family"] in families]
-
-    def span(values: list[float]) -> tuple[float, float]:
-        return min(values), max(values)
-
     if not chosen:
         return {}
+    even = [entry["even"] for entry in data["knowledge"] if entry["family"] in families]
     return {
         "pairs": len(chosen),
         "families": list(dict.fromkeys(pair["family"] for pair in chosen)),
-        "gain": {b: span([p["gain"][b].value for p in chosen]) for b in BASELINES},
-        "cut": {name: {b: span([p["cut"][name][b].value for p in chosen]) for b in BASELINES} for name in LATENCIES},
-        "loss": span([p["accuracy"]["loss"].value for p in chosen]),
+        **_spans(chosen),
+        "loss": _span([p["accuracy"]["loss"].value for p in chosen]),
+        "even": _spans(even),
     }
+
+
+def _spans(entries: list[Data]) -> Data:
+    return {
+        "gain": {b: _span([e["gain"][b].value for e in entries]) for b in BASELINES},
+        "cut": {name: {b: _span([e["cut"][name][b].value for e in entries]) for b in BASELINES} for name in LATENCIES},
+    }
+
+
+def _span(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def plain(value: Any) -> Any:

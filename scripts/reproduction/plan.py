@@ -117,12 +117,18 @@ def main_settings(pair: Pair, size: Size) -> dict[str, Setting]:
 
 
 def knowledge_settings(pair: Pair, size: Size) -> dict[str, Setting]:
-    """Return what separates late binding from what is known: Aragog as an oracle, and per-input with the learned router."""
+    """Return what separates late binding from what is known: Aragog as an oracle, and per-input with the learned router.
+
+    Both also on all eight GPUs, since the built-in router runs on a CPU and leaves the eighth GPU free.
+    """
     own, other = WITH_ROUTER[pair.family], WITHOUT_ROUTER[pair.family]
+    per_input = named("per_input", size.viable, charge_routing="true")
     return {
         "aragog_oracle": Setting("aragog:oracle", own),
         "aragog_oracle_8_gpus": Setting("aragog:oracle", other),
-        "per_input_router": Setting(named("per_input", size.viable, charge_routing="true"), own),
+        "aragog_8_gpus": Setting(size.aragog(), other),
+        "per_input_router": Setting(per_input, own),
+        "per_input_router_8_gpus": Setting(per_input, other),
     }
 
 

@@ -78,8 +78,10 @@ def markdown(data: Data) -> str:
     parts = [
         "# Aragog's evaluation, reproduced\n",
         _preface(data["size"]),
-        "## Throughput ceiling\n",
+        "## Throughput ceiling, learned router\n",
         _ceilings(data),
+        "## Same knowledge, same eight GPUs\n",
+        _even(data),
         "## Ranges over pairs\n",
         _ranges(data),
         "## Latency at the highest rate\n",
@@ -161,22 +163,52 @@ def _ceilings(data: Data) -> str:
     return table((*header, "gain vs per-input, %", "paper", "gain vs per-workflow, %", "paper"), rows)
 
 
-def _knowledge(data: Data) -> str:
+def _even(data: Data) -> str:
     rows = []
     for entry in data["knowledge"]:
-        gains, right = entry["gain"], entry["accuracy"]
-        row = [
-            _name(entry),
-            *(percent(gains[k]) for k in ("oracles", "oracles_per_workflow", "oracles_8_gpus", "routers")),
-        ]
-        row += [percent(right[k], sign=False) for k in ("aragog_oracle", "per_input", "aragog", "per_input_router")]
-        rows.append(row)
-    header = ("pair", "oracle Aragog vs per-input, %", "vs per-workflow, %", "the same, 8 GPUs each, vs per-input, %")
-    answers = ("right: Aragog oracle, %", "per-input oracle, %", "Aragog router, %", "per-input router, %")
+        ceiling, even, right = entry["ceiling_rps"], entry["even"], entry["accuracy"]
+        row = [_name(entry), *(number(ceiling[s]) for s in ("aragog_oracle_8_gpus", *BASELINES))]
+        row += [percent(even["gain"][b]) for b in BASELINES]
+        row += [percent(even["cut"]["jct_p50_s"][b], sign=False) for b in BASELINES]
+        rows.append([*row, *(percent(right[s], sign=False) for s in ("aragog_oracle_8_gpus", *BASELINES))])
+    header = ["pair", "Aragog, req/s", "per-input, req/s", "per-workflow, req/s"]
+    header += [
+        "gain vs per-input, %",
+        "gain vs per-workflow, %",
+        "median latency cut vs per-input, %",
+        "vs per-workflow, %",
+    ]
+    header += ["right: Aragog, %", "per-input, %", "per-workflow, %"]
     return (
-        "Gains in throughput ceiling when both sides know the same. An oracle knows which answers will be right in the "
+        "Three schedulers that know the true viable sets, as in Fig. 4, on the same eight GPUs (the built-in router runs on "
+        "a CPU). This compares scheduling alone.\n\n" + table(header, rows)
+    )
+
+
+def _knowledge(data: Data) -> str:
+    compared = {
+        "oracles": "oracles, 7 GPUs against 8: vs per-input, %",
+        "oracles_per_workflow": "vs per-workflow, %",
+        "routers": "both with the router, 7 GPUs each: vs per-input, %",
+        "routers_8_gpus": "8 GPUs each: vs per-input, %",
+        "learned_8_gpus": "router against oracle, 8 GPUs each: vs per-input, %",
+        "learned_8_gpus_per_workflow": "vs per-workflow, %",
+    }
+    answers = {
+        "aragog_oracle": "right: Aragog oracle, %",
+        "per_input": "per-input oracle, %",
+        "aragog": "Aragog router, %",
+        "per_input_router": "per-input router, %",
+    }
+    rows = [
+        [_name(entry), *(percent(entry["gain"][k]) for k in compared)]
+        + [percent(entry["accuracy"][k], sign=False) for k in answers]
+        for entry in data["knowledge"]
+    ]
+    return (
+        "Gains in throughput ceiling. An oracle knows which answers will be right in the "
         "episode, so its share of right answers is above what its configurations reach on average.\n\n"
-    ) + table((*header, "both with the router, 7 GPUs each, %", *answers), rows)
+    ) + table(["pair", *compared.values(), *answers.values()], rows)
 
 
 def _ranges(data: Data) -> str:
@@ -185,22 +217,23 @@ def _ranges(data: Data) -> str:
         (("qwen", "llama"), paper.GAIN_RANGE, paper.CUT_RANGE),
         (("mixed",), paper.MIXED_GAIN_RANGE, {"jct_mean_s": paper.MIXED_CUT_RANGE}),
     ):
-        ours = spans(data, families)
-        if not ours:
+        found = spans(data, families)
+        if not found:
             continue
-        label = f"{' and '.join(ours['families'])} ({ours['pairs']} pairs)"
-        row = [f"{label}: throughput gain, %"]
-        for b in BASELINES:
-            row += [span(ours["gain"][b]), span(gain_range[b])]
-        rows.append(row)
-        for name, told in cuts.items():
-            row = [f"{label}: {LABELS[name]} latency cut, %"]
-            for b in BASELINES:
-                row += [span(ours["cut"][name][b], sign=False), span(told[b], sign=False)]
-            rows.append(row)
+        of = f"{' and '.join(found['families'])} ({found['pairs']} pairs"
+        for ours, label in ((found, f"{of}, learned router)"), (found["even"], f"{of}, oracles, 8 GPUs each)")):
+            rows.append([f"{label}: throughput gain, %", *_beside(ours["gain"], gain_range)])
+            for name, told in cuts.items():
+                rows.append([f"{label}: {LABELS[name]} latency cut, %", *_beside(ours["cut"][name], told, sign=False)])
         told_loss = f"at most {100 * paper.LARGEST_ACCURACY_LOSS:.1f}"
-        rows.append([f"{label}: accuracy loss, points", span(ours["loss"], sign=False), told_loss, "", ""])
+        rows.append(
+            [f"{of}, learned router): accuracy loss, points", span(found["loss"], sign=False), told_loss, "", ""]
+        )
     return table(("quantity", "ours vs per-input", "paper", "ours vs per-workflow", "paper"), rows)
+
+
+def _beside(ours: Data, told: Data, *, sign: bool = True) -> list[str]:
+    return [span(values[b], sign=sign) for b in BASELINES for values in (ours, told)]
 
 
 def _latencies(data: Data) -> str:

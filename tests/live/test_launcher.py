@@ -145,9 +145,10 @@ def test_the_command_of_a_server(write: Write, monkeypatch: pytest.MonkeyPatch) 
         "--block-size 32 --num-gpu-blocks-override 1025",  # no smaller blocks on the CPU; as many tokens
         "--enable-prefix-caching",
         "--dtype bfloat16",
-        "--enforce-eager",
+        "--enforce-eager --distributed-executor-backend uni",
     ):
         assert words in text
+    assert small.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0", "vLLM's CPU platform accepts 'uni' only so"
     assert small.env["VLLM_CPU_KVCACHE_SPACE"] == "2" and small.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert small.env["VLLM_NO_USAGE_STATS"] == "1" and small.env["A"] == "b" and "CUDA_VISIBLE_DEVICES" not in small.env
     text = " ".join(large.command)
@@ -155,6 +156,7 @@ def test_the_command_of_a_server(write: Write, monkeypatch: pytest.MonkeyPatch) 
     assert "--block-size 16" in text and "--num-gpu-blocks-override" not in text
     assert "--model org/large" in text and "--gpu-memory-utilization 0.92" in text and "--enforce-eager" not in text
     assert large.endpoint.url == "http://127.0.0.1:4001" and large.gpus == (0,)
+    assert "--distributed-executor-backend" not in text and "VLLM_ENABLE_V1_MULTIPROCESSING" not in large.env
     assert large.env["CUDA_VISIBLE_DEVICES"] == "0" and large.env["A"] == "b" and large.env["C"] == "d"
     assert not any("sesame" in part for spec in (small, large) for part in (*spec.command, *spec.env.values()))
 

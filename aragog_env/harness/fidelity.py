@@ -103,6 +103,8 @@ class RunFidelity:
     busy_servers: float
     load: tuple[float, ...]
     """Load of the machine before the run (1, 5, 15 minutes); empty in old recordings."""
+    cpu_stolen: float | None
+    """Share of the machine's processor time that its hypervisor gave to others during the run; None where unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +182,8 @@ def _compare(
         disturbed = {row["request"] for row in recording.rows("calls", "status != 'ok' OR attempt > 1")}
         recorded = recorded_scenario(recording)
         created, seed = recording.run["created"], int(recording.run["seed"])
-        load = tuple(_load(last_session(recording)["machine"]))
+        session = last_session(recording)
+        load = tuple(_load(session["machine"]))
         busy = observe(recording).busy_servers
     scenario = replay_scenario([path], cluster)
     backend = ReplayBackend(scenario, [path])
@@ -210,6 +213,7 @@ def _compare(
         unrecorded=unrecorded,
         busy_servers=busy,
         load=load,
+        cpu_stolen=session.get("cpu_stolen"),
     )
 
 

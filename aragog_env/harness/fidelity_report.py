@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from .episodes import write_atomically
+from ..files import write_atomically
 from .fidelity import QUANTITIES, TARGETS, Errors, Fidelity
 from .ranking import Ranking
 from .results import finite
@@ -131,10 +131,12 @@ def _load_sentence(found: Fidelity) -> str:
     machine = found.machine
     now = ", ".join(f"{value:.2f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     busy = ", ".join(f"{run.busy_servers:.2f}" for run in found.runs)
+    stolen = ", ".join("unknown" if run.cpu_stolen is None else f"{run.cpu_stolen:.1%}" for run in found.runs)
     before = "; ".join(", ".join(f"{value:g}" for value in run.load) or "unknown" for run in found.runs)
     return (
         f"Load: {machine.get('cpu')} with {machine.get('cores')} cores; before each run {before} (1, 5, 15 minutes), during "
-        f"it {busy} servers busy on average; now {now}."
+        f"it {busy} servers busy on average; now {now}. Processor time that other machines on the same host took during each "
+        f"run: {stolen}."
     )
 
 
@@ -168,7 +170,7 @@ def as_data(found: Fidelity) -> dict[str, Any]:
                         name: getattr(run, name)
                         for name in (
                             "recording", "policy", "seed", "scenario", "held_out", "requests", "left_out", "same_order",
-                            "unrecorded", "busy_servers", "load",
+                            "unrecorded", "busy_servers", "load", "cpu_stolen",
                         )
                     },
                     "errors": {key: _numbers(errors) for key, errors in run.errors.items()},

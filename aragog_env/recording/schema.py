@@ -5,6 +5,7 @@ All times are seconds since the episode began, on one clock; when a run is resum
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from typing import Final
 
@@ -24,7 +25,7 @@ TABLES: Final[dict[str, str]] = {
     "sessions": """
         session INTEGER PRIMARY KEY, started TEXT NOT NULL, offset_s REAL NOT NULL, ended_s REAL, ending TEXT,
         host TEXT NOT NULL, pid INTEGER NOT NULL, versions TEXT NOT NULL, machine TEXT NOT NULL,
-        isolation TEXT NOT NULL, servers TEXT NOT NULL""",
+        isolation TEXT NOT NULL, servers TEXT NOT NULL, cpu_stolen REAL""",
     "requests": """
         request INTEGER PRIMARY KEY, tape INTEGER NOT NULL, session INTEGER NOT NULL, workflow TEXT NOT NULL,
         query INTEGER NOT NULL, query_id TEXT NOT NULL, arrival_s REAL NOT NULL, finish_s REAL,
@@ -62,6 +63,15 @@ JSON_COLUMNS: Final = frozenset(
     "workflows nodes models routes view_call view_route options versions machine isolation servers".split()
 )
 """Columns of `run` and `sessions` that hold JSON."""
+
+
+def add_new_columns(connection: sqlite3.Connection) -> None:
+    """Give a file of an earlier version the columns that were added at the ends of its tables."""
+    for table, columns in TABLES.items():
+        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for name, kind in re.findall(r"(\w+) (INTEGER|REAL|TEXT|BLOB)", columns):
+            if name not in there:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..errors import SpecError
 from . import schema
 from .lock import WriterLock
+from .processor import StolenTime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,7 @@ class RecordingWriter:
         except BaseException:
             self._writer.release()
             raise
+        self._stolen = StolenTime()
         self.session = self._next("sessions", "session")
         self._calls = self._next("calls", "call")
         self._decisions = self._next("decisions", "decision")
@@ -73,6 +75,8 @@ class RecordingWriter:
             schema.check(connection, str(self.path))
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        if not new:
+            schema.add_new_columns(connection)
         values = {name: _plain(value) for name, value in run.items()}
         if not new:
             self._check_same(values)
@@ -131,7 +135,8 @@ class RecordingWriter:
     def end_session(self, time_s: float, ending: str) -> None:
         """Note that the process is done: ``drained``, ``horizon``, ``interrupted``, ``failed: why``."""
         with self._lock:
-            self._change("sessions", {"ended_s": time_s, "ending": ending}, "session", self.session)
+            values = {"ended_s": time_s, "ending": ending, "cpu_stolen": self._stolen.share()}
+            self._change("sessions", values, "session", self.session)
 
     def arrival(self, request: int, **values: Any) -> None:
         """A request has arrived."""

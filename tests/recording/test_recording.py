@@ -12,6 +12,7 @@ import pytest
 
 from aragog_env.errors import SpecError
 from aragog_env.recording import SCHEMA, Recording, RecordingWriter
+from aragog_env.recording.processor import StolenTime
 from aragog_env.recording.reader import dtype_text
 from aragog_env.recording.schema import TABLES
 from aragog_env.view import VIEW_CALL, VIEW_ROUTE
@@ -147,3 +148,39 @@ def test_unknown_rows(tmp_path: Path) -> None:
             recording.view(9)
         with pytest.raises(SpecError, match="no call 9"):
             recording.token_times(9)
+
+
+def test_stolen_processor_time_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr("aragog_env.recording.processor._STAT", stat)
+    stat.write_text("cpu  100 0 50 800 0 0 0 50 7 7\ncpu0 1 2 3\n")
+    writer = RecordingWriter(tmp_path / "a.db", RUN)
+    writer.begin_session(0.0, versions={}, machine={}, isolation=[], servers=[])
+    stat.write_text("cpu  130 0 60 840 0 0 0 70 9 9\ncpu0 1 2 3\n")  # 30 + 10 + 40 + 20 ticks later
+    writer.end_session(1.0, "drained")
+    writer.close()
+    with Recording(tmp_path / "a.db") as recording:
+        (session,) = recording.rows("sessions")
+    assert session["cpu_stolen"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("text", ["", "intr 1 2 3\n", "cpu  1 2 3 4\n"])
+def test_machines_that_do_not_tell_stolen_time(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aragog_env.recording.processor._STAT", tmp_path / "stat")
+    assert StolenTime().share() is None
+    (tmp_path / "stat").write_text(text)
+    assert StolenTime().share() is None
+
+
+def test_a_file_without_the_newest_columns_can_be_read_and_resumed(tmp_path: Path) -> None:
+    filled(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("ALTER TABLE sessions DROP COLUMN cpu_stolen")
+    with Recording(tmp_path / "a.db") as recording:
+        assert "cpu_stolen" not in next(recording.rows("sessions"))
+    writer = RecordingWriter(tmp_path / "a.db", RUN, resume=True)
+    writer.begin_session(2.0, versions={}, machine={}, isolation=[], servers=[])
+    writer.end_session(3.0, "drained")
+    writer.close()
+    with Recording(tmp_path / "a.db") as recording:
+        assert [row["ended_s"] for row in recording.rows("sessions")][-1] == 3.0

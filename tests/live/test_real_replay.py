@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 
 def test_record_calibrate_replay(real_cluster: RealCluster, tmp_path: Path) -> None:
-    scenario = real_cluster.scenario(requests=12, rate_rps=0.7)
+    scenario = real_cluster.scenario(requests=8, rate_rps=1.0)
     calibration, found = round_trip(scenario, real_cluster.endpoints, ["least_loaded", "fixed:largest"], tmp_path)
     assert len(calibration.servers) == 2 and all(fit.terms[0] > 0.5 for fit in calibration.servers)
     small, large = (sum(fit.terms[:3]) for fit in calibration.servers)
     assert large > small, "the larger model takes longer per token"
-    # The targets are 10%; here runs are short and the load of the machine is anybody's guess.
-    assert abs(found.errors["latency"].median) < 0.6 and abs(found.errors["jct"].median) < 0.6
-    assert all(run.requests == 12 for run in found.runs)
+    # The targets are 10% and 15%, on a machine that does nothing else; here it may be four times as busy from run to run.
+    assert -0.75 < found.errors["latency"].median < 3 and -0.75 < found.errors["jct"].median < 3
+    assert all(run.requests == 8 for run in found.runs)
 
 
 def test_a_profile_of_real_servers(real_cluster: RealCluster, tmp_path: Path) -> None:

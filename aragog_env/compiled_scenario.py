@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,23 @@ class CompiledScenario:
         """Price of each replica's GPUs."""
         cluster = self.scenario.cluster
         return tuple(catalogue.gpu(r.gpu, cluster).price_usd_per_hour * r.tp for r in self.replicas)
+
+    @property
+    def log_header(self) -> dict[str, Any]:
+        """The fields of an `EpisodeLog` that no episode changes."""
+        return {
+            "scenario": self.scenario.name,
+            "workflows": self.info.workflows,
+            "models": self.info.models,
+            "replicas": self.info.routes,
+            "replica_models": tuple(int(m) for m in self.workflow.route_model),
+            "replica_gpus": self.info.route_gpus,
+            "replica_usd_per_hour": self.usd_per_hour,
+            "node_names": self.info.nodes,
+            "warmup_requests": self.scenario.horizon.warmup_requests,
+            "slo_s": self.scenario.objective.slo_s,
+            "slo_scale": self.scenario.objective.slo_scale,
+        }
 
 
 @lru_cache(maxsize=32)

@@ -7,8 +7,8 @@ that label.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SpecError
+from .files import write_atomically
 from .queries import QuerySet
 
 if TYPE_CHECKING:
@@ -166,15 +167,9 @@ class OutcomeTable:
         meta = {"schema": SCHEMA, **{name: getattr(self, name) for name in _META}}
         text = json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, meta=np.array(text), **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, meta=np.array(text), **arrays)
+        write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> OutcomeTable:

@@ -84,6 +84,11 @@ _POLICIES: dict[str, PolicyEntry] = {
         "at every call, any server that keeps the request viable",
         ("viable_random", "viable_random:oracle"),
     ),
+    "shortest_work": PolicyEntry(
+        "baselines.shortest_work:ShortestWorkPolicy",
+        "the call whose request needs the least work until its answer, where all together lose the least",
+        ("shortest_work", "shortest_work:oracle"),
+    ),
     "ppo": PolicyEntry("baselines.learned:PPOPolicy", "a network trained by `aragog train ppo`", argument="PATH"),
     "dqn": PolicyEntry("baselines.learned:DQNPolicy", "a network trained by `aragog train dqn`", argument="PATH"),
     "imitation": PolicyEntry(

@@ -25,6 +25,7 @@ from aragog_env.specs.scenario import Scenario
 from .evaluation import EpisodeMeter, Evaluator, observed
 from .model_file import BEST_NAME, FILE_NAME, Kind, ModelFile
 from .network import MASKED, Inputs, Network
+from .sampled_env import training_env
 from .snapshots import freeze, thaw
 from .training_env import TrainingEnv
 from .training_run import Settings, TrainingRun
@@ -192,7 +193,7 @@ class DQN:
         self.updates, self.steps, self.best = 0, 0, -math.inf
         state = run.load_state()
         if state is None:
-            self.env = TrainingEnv(s.envs, self.scenario, s.rules)
+            self.env = training_env(s, self.scenario, run.sampler)
             self.env.begin(s.seed)
         else:
             self.env = thaw(state["env"])

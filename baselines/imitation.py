@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from aragog_env.backends.sim import SimBackend
-from aragog_env.encoding import to_action
 from aragog_env.errors import SpecError
 from aragog_env.harness.rollout import run_episode
 from aragog_env.policy import Dispatch, NeedsOutcomes, Policy, Wait
@@ -117,21 +116,17 @@ class Recorder:
 
     def act(self, view: DispatchView) -> Dispatch | Wait:
         """Ask, note, decide."""
-        observation, pairs = self.encoder.encode(view)
-        mask, routes = observation["action_mask"], len(observation["routes"])
+        seen = self.encoder.encode(view)
         said = self.expert.act(view)
-        label = len(mask) - 1 if isinstance(said, Wait) else said.call * routes + said.route
-        known = (label < len(mask) - 1 or isinstance(said, Wait)) and bool(mask[label])
-        can_wait = np.bool_(mask[-1] != 0)
-        inputs = (observation["calls"], observation["routes"], pairs, observation["globals"], can_wait)
-        if known:
-            self.examples.add(inputs, label)
-        else:
+        label = seen.number(said)
+        can_wait = np.bool_(seen.mask[-1] != 0)
+        if label < 0 or not seen.mask[label]:
             self.examples.unseen += 1
+        elif np.count_nonzero(seen.mask) > 1:  # else there is nothing to learn
+            self.examples.add((*seen[:4], can_wait), label)
         if self.decider is None:
             return said
-        chosen = likeliest_action(self.decider(*inputs[:4], bool(can_wait)))
-        done = to_action(observation, chosen)
+        done = seen.action(likeliest_action(self.decider(*seen[:4], bool(can_wait))))
         if done != said:
             self.expert.reset(*self._again)
         return done

@@ -1,31 +1,63 @@
-"""Trained networks as policies by name: ``ppo:PATH``, ``dqn:PATH`` and ``imitation:PATH``, over any backend, without torch."""
+"""Trained networks as policies by name, over any backend, without torch.
+
+``ppo:PATH``, ``dqn:PATH`` and ``imitation:PATH``; ``ppo`` and ``imitation`` alone take the model that is shipped for the
+workflow.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aragog_env.compiled_scenario import compile_scenario
-from aragog_env.encoding import ViewEncoder, to_action
+from aragog_env.encoding import ViewEncoder
 from aragog_env.errors import SpecError, did_you_mean
-from aragog_env.observation import Observation
 from aragog_env.outcomes import OutcomeTable
-from aragog_env.policy import Dispatch, Wait
+from aragog_env.policy import WAIT, Dispatch, Wait
+from aragog_env.specs.load import scenario_workflows
 from aragog_env.specs.scenario import Scenario
 from aragog_env.view import DispatchView
 
 from .decider import Decider
-from .features import NONE, PAIR_WIDTH, Rules, SlotRefiner, SlotSets
+from .features import NONE, Rules, SlotSets
 from .model_file import Kind, ModelFile
+from .refiner import SlotRefiner, allocate_shown
 
 MODES: Final = ("greedy", "sample")
+SHIPPED: Final = Path(__file__).resolve().parent / "checkpoints"
+"""Trained models that are part of this project, made by `python -m scripts.train_baselines`."""
+SHIPPED_KINDS: Final = ("ppo", "imitation")
+
+
+class Seen(NamedTuple):
+    """One decision as the network's inputs. K slots, R routes."""
+
+    calls: NDArray[np.float32]  # (K, F)
+    routes: NDArray[np.float32]  # (R, G)
+    pairs: NDArray[np.float32]  # (K, R, P + X)
+    globals: NDArray[np.float32]  # (L,)
+    mask: NDArray[np.int8]  # (K * R + 1,)
+    chosen: NDArray[np.int64]  # (at most K,) which of the view's calls are shown
+
+    def action(self, number: int) -> Dispatch | Wait:
+        """Return what an action number means: ``slot * R + route``, the last one waits."""
+        slot, route = divmod(number, len(self.routes))
+        return WAIT if slot >= len(self.calls) else Dispatch(int(self.chosen[slot]), route)
+
+    def number(self, action: Dispatch | Wait) -> int:
+        """Return the number of an action, -1 where its call is not shown."""
+        if isinstance(action, Wait):
+            return len(self.mask) - 1
+        slot = np.flatnonzero(self.chosen == action.call)
+        return int(slot[0]) * len(self.routes) + action.route if len(slot) else -1
 
 
 class SlotEncoder:
-    """A view as the network's inputs, with the mask narrowed to viable sets as in `training_env.TrainingEnv`.
+    """A view as the network's inputs, with calls chosen and masks narrowed as in `training_env.TrainingEnv`.
 
     Args:
         scenario: what is scheduled.
@@ -34,11 +66,13 @@ class SlotEncoder:
     """
 
     def __init__(self, scenario: Scenario, rules: Rules, ready_slots: int) -> None:
-        observation = replace(scenario.observation, ready_slots=ready_slots)
+        observation = replace(scenario.observation, ready_slots=rules.looked_at(ready_slots))
         self.compiled = compile_scenario(replace(scenario, observation=observation))
         self.sets = SlotSets(self.compiled, rules)
-        self._refiner = SlotRefiner(self.sets)
-        self._shape = (ready_slots, len(self.compiled.replicas))
+        self.slots = ready_slots
+        self._looked_at = observation.ready_slots
+        self._refiner = SlotRefiner(self.sets, ready_slots)
+        self._shown = allocate_shown(1, ready_slots, len(self.compiled.replicas))
         self._bits: dict[tuple[int, int], NDArray[np.uint64]] = {}
         self.begin()
 
@@ -52,21 +86,44 @@ class SlotEncoder:
         """Begin an episode."""
         self._encoder = ViewEncoder(self.compiled)
 
-    def encode(self, view: DispatchView) -> tuple[Observation, NDArray[np.float32]]:
-        """Return the observation, its mask narrowed, and the pair features (K, R, P + X)."""
-        slots, routes = self._shape
+    def blocked(self, view: DispatchView) -> bool:
+        """Return whether no server takes calls, whatever they are: nothing but waiting is left."""
+        routes = view.routes
+        free = (routes["up"] > 0) & (routes["running"] + routes["waiting"] < self.sets.tables.most)
+        return not free.any()
+
+    def encode(self, view: DispatchView) -> Seen:
+        """Return what the network sees of a decision."""
         observation = self._encoder.encode(view)
-        calls = view.calls[:slots]
+        calls = view.calls[: self._looked_at]
         bits = np.empty((len(calls), self.sets.words), np.uint64)
         for i, key in enumerate(zip(calls["workflow"].tolist(), calls["query"].tolist(), strict=True)):
             found = self._bits.get(key)
             if found is None:
                 found = self._bits[key] = self.sets.bits(key[0], np.array([key[1]]))[0]
             bits[i] = found
-        pairs = np.empty((slots, routes, PAIR_WIDTH), np.float32)
-        source = observation["pairs"].reshape(slots, routes, -1)
-        self._refiner.refine_view(view, bits, source, observation["action_mask"], pairs)
-        return observation, pairs
+        shown = self._shown
+        chosen = self._refiner.refine_view(view, bits, observation, shown)
+        parts = (shown.calls[0].copy(), observation["routes"], shown.pairs[0].copy(), observation["globals"])
+        return Seen(*parts, shown.mask[0].copy(), chosen)
+
+
+def model_for(scenario: Scenario, folder: Path, kind: Kind) -> Path:
+    """Return ``KIND-WORKFLOW.safetensors`` in a folder of models; several workflows are joined by ``+``.
+
+    Raises:
+        SpecError: there is none for the scenario's workflows.
+    """
+    name = "+".join(sorted(workflow.name for workflow in scenario_workflows(scenario)))
+    path = folder / f"{kind}-{name}.safetensors"
+    if not path.is_file():
+        known = sorted(file.stem.partition("-")[2] for file in folder.glob(f"{kind}-*.safetensors"))
+        raise SpecError(
+            f"there is no model of '{kind}' for '{name}', only for {', '.join(known) or 'nothing'}; "
+            f"train one and name it: {kind}:PATH",
+            where=str(folder),
+        )
+    return path
 
 
 def likeliest_action(logits: NDArray[np.float32]) -> int:
@@ -82,7 +139,8 @@ class LearnedPolicy:
     """Does what a trained network scores highest.
 
     Args:
-        model: the file, or the folder of a training run.
+        model: the file; the folder of a training run; or a folder of models, of which the one for the scenario's workflows is
+            taken (`model_for`); empty: the folder of those that are shipped.
         mode: `greedy`, or `sample` to draw actions as in training.
         viable: source of viable sets; empty: as in training.
 
@@ -94,29 +152,43 @@ class LearnedPolicy:
 
     def __init__(self, model: str = "", mode: str = "greedy", viable: str = "") -> None:
         name = self.kind or "learned"
-        if not isinstance(model, str) or not model:
+        if not isinstance(model, str) or (not model and self.kind not in SHIPPED_KINDS):
             raise SpecError(f"policy '{name}' needs a trained model: {name}:PATH")
         if mode not in MODES:
             raise SpecError(f"policy '{name}': unknown mode '{mode}'.{did_you_mean(str(mode), MODES)}")
-        self.model = ModelFile.load(model, self.kind)
+        self.mode, self._viable = mode, viable
+        self._scenario: Scenario | None = None
+        self._outcomes: tuple[tuple[OutcomeTable, ...], tuple[NDArray[np.float64], ...]] | None = None
+        folder = Path(model) if model else SHIPPED
+        self._folder = folder if any(folder.glob(f"{self.kind}-*.safetensors")) or not model else None
+        if self._folder is None:
+            self._take(model)
+        if self._folder is not None or self.rules.viable != NONE:
+            # What makes it a `policy.NeedsOutcomes`, which one that chooses freely is not.
+            self.receive_outcomes = self._receive_outcomes
+
+    def _take(self, path: str | Path) -> None:
+        """Load a model."""
+        self.model = ModelFile.load(path, self.kind)
         self.decide = Decider(self.model.weights)
         try:
             rules = Rules(**self.model.rules)
         except TypeError as error:
-            raise SpecError("this model has other rules than this version knows", where=model) from error
-        self.mode, self.rules = mode, replace(rules, viable=viable or rules.viable)
-        self._scenario: Scenario | None = None
-        self._outcomes: tuple[tuple[OutcomeTable, ...], tuple[NDArray[np.float64], ...]] | None = None
-        if self.rules.viable != NONE:
-            # What makes it a `policy.NeedsOutcomes`, which one that chooses freely is not.
-            self.receive_outcomes = self._receive_outcomes
+            raise SpecError("this model has other rules than this version knows", where=str(path)) from error
+        self.rules = replace(rules, viable=self._viable or rules.viable)
 
     def _receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         self._outcomes = (tables, draws)
 
     def reset(self, scenario: Scenario, seed: int) -> None:
-        """Forget the last episode; `seed` decides what is drawn in the mode `sample`."""
+        """Forget the last episode; `seed` decides what is drawn in the mode `sample`.
+
+        Raises:
+            SpecError: no model was named, and none is shipped for the scenario's workflows.
+        """
         if scenario != self._scenario:
+            if self._folder is not None:
+                self._take(model_for(scenario, self._folder, self.kind or "ppo"))
             self._scenario = scenario
             self._encoder = SlotEncoder(scenario, self.rules, self.model.ready_slots)
         if self._outcomes is not None:
@@ -126,15 +198,15 @@ class LearnedPolicy:
 
     def act(self, view: DispatchView) -> Dispatch | Wait:
         """Encode, score, choose."""
-        observation, pairs = self._encoder.encode(view)
-        mask = observation["action_mask"]
-        logits = self.decide(observation["calls"], observation["routes"], pairs, observation["globals"], mask[-1] != 0)
+        if self._encoder.blocked(view):
+            return WAIT
+        seen = self._encoder.encode(view)
+        logits = self.decide(*seen[:4], seen.mask[-1] != 0)
         if self.mode == "greedy":
             # Values of actions are compared one by one, probabilities of waiting and dispatching first.
-            best = int(logits.argmax()) if self.model.kind == "dqn" else likeliest_action(logits)
-            return to_action(observation, best)
+            return seen.action(int(logits.argmax()) if self.model.kind == "dqn" else likeliest_action(logits))
         race = logits + self._rng.gumbel(size=len(logits))
-        return to_action(observation, int(race.argmax()))
+        return seen.action(int(race.argmax()))
 
 
 class PPOPolicy(LearnedPolicy):

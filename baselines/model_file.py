@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aragog_env.errors import SpecError
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Raised when the network's layers or its inputs change their meaning."""
 FILE_NAME: Final = "model.safetensors"
 BEST_NAME: Final = "best.safetensors"

@@ -24,6 +24,7 @@ from aragog_env.specs.scenario import Scenario
 from .evaluation import EpisodeMeter, Evaluator, observed
 from .model_file import BEST_NAME, FILE_NAME, Kind, ModelFile
 from .network import Inputs, Network, likeliest
+from .sampled_env import training_env
 from .snapshots import freeze, thaw
 from .training_env import TrainingEnv
 from .training_run import Settings, TrainingRun
@@ -103,7 +104,7 @@ class RolloutBuffer:
 
     def __init__(self, horizon: int, env: TrainingEnv, device: torch.device) -> None:
         self._env, shape = env, (horizon, env.num_envs)
-        self.slots = env.pairs.shape[1]
+        self.slots = env.slots
         now = observed(env)
         stored = [torch.zeros((horizon + 1, *part.shape), dtype=part.dtype, device=device) for part in now]
         self.all = Inputs(*stored)  # (T + 1, E, ...)
@@ -186,7 +187,7 @@ class PPO:
         self.updates, self.steps, self.best = 0, 0, -math.inf
         state = run.load_state()
         if state is None:
-            self.env = TrainingEnv(s.envs, self.scenario, s.rules)
+            self.env = training_env(s, self.scenario, run.sampler)
             self.env.begin(s.seed)
         else:
             self._restore(state)
@@ -340,6 +341,9 @@ class PPO:
         """Collect and update until all steps are done, time is up or the user interrupts."""
         run, s = self.run, self.settings
         with run.running(self.steps):
+            if s.start and s.evaluate_every and self.updates == 0:
+                # What it starts from is to be beaten: else the best of a short run could be worse.
+                run.log({"update": 0, "steps": 0, **self._evaluate()})
             while self.steps < s.steps and not run.stop:
                 self.collect()
                 with run.watch("update"):
@@ -347,16 +351,21 @@ class PPO:
                 row = {"update": self.updates, "steps": self.steps, **row, **self.meter.take()}
                 last = self.steps >= s.steps
                 if s.evaluate_every and (self.updates % s.evaluate_every == 0 or last):
-                    with run.watch("evaluation"):
-                        row |= (found := self.evaluate(self.network, self.device))
-                    if found.get("eval/reward", -math.inf) > self.best:
-                        self.best = found["eval/reward"]
-                        self.model(**found).save(run.folder / BEST_NAME)
+                    row |= self._evaluate()
                 run.log(row)
                 if run.save_due and not last:
                     self.save()
             self.save()
         run.finish(self.steps)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Run greedy episodes; keep the model if it is the best so far."""
+        with self.run.watch("evaluation"):
+            found = self.evaluate(self.network, self.device)
+        if found.get("eval/reward", -math.inf) > self.best:
+            self.best = found["eval/reward"]
+            self.model(**found).save(self.run.folder / BEST_NAME)
+        return found
 
 
 def train(

@@ -25,3 +25,20 @@ def saturation_slots(scenario: Scenario, share: float = SATURATION_SHARE) -> NDA
     slots = np.array([profile.of(replica.name).saturation(share) for replica in scenario.cluster.expand()], np.int64)
     slots.setflags(write=False)
     return slots
+
+
+@lru_cache(maxsize=32)
+def slowing(scenario: Scenario) -> NDArray[np.float64]:
+    """Return (R,) by which share of an idle server's time each other call on a route makes a call longer.
+
+    On average up to the saturation point, from the same profiles: among n calls a call takes n over the throughput.
+    """
+    profile = profile_scenario(scenario)
+    shares = []
+    for replica in scenario.cluster.expand():
+        entry = profile.of(replica.name)
+        curve, full = entry.curve_rps(), max(2, entry.saturation())
+        shares.append(max(0.0, full / curve[full] * curve[1] - 1.0) / (full - 1))
+    result = np.array(shares)
+    result.setflags(write=False)
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,9 @@ from aragog_env.jit import njit
 from aragog_env.specs.scenario import Scenario
 from aragog_env.vector_env import Array, StageDispatchVectorEnv
 
-from .features import PAIR_WIDTH, Rules, SlotRefiner, SlotSets
+from .features import Rules, SlotSets
 from .foresight import Foreseer
+from .refiner import Shown, SlotRefiner, allocate_shown
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -31,18 +33,24 @@ class TrainingEnv(StageDispatchVectorEnv):
     A completed request is paid the probability that its answer is right, not whether it is: the mean is the same, and the luck
     of grading, which no decision explains, is gone.
 
+    Of the ready calls that are looked at (`Rules.looked_at`) the scenario's `ready_slots` are shown. What the environment
+    itself observes and returns is all that is looked at; actions, masks and `arrays` are about what is shown.
+
     Args:
         num_envs: how many.
         scenario: what they simulate.
-        rules: which actions the masks leave open.
+        rules: which actions the masks leave open, and which calls are shown.
     """
 
     def __init__(self, num_envs: int, scenario: Scenario, rules: Rules) -> None:
-        super().__init__(num_envs, scenario, autoreset_mode=AutoresetMode.NEXT_STEP, copy=False)
+        self.slots = scenario.observation.ready_slots
+        looked_at = replace(scenario.observation, ready_slots=rules.looked_at(self.slots))
+        super().__init__(
+            num_envs, replace(scenario, observation=looked_at), autoreset_mode=AutoresetMode.NEXT_STEP, copy=False
+        )
         self.rules = rules
         self._prepare()
-        slots, routes = self._slots, len(self.compiled.replicas)
-        self.pairs = np.zeros((num_envs, slots, routes, PAIR_WIDTH), np.float32)
+        self.shown: Shown = allocate_shown(num_envs, self.slots, len(self.compiled.replicas))
         self._bits = np.zeros((num_envs, scenario.horizon.requests, self._sets.words), np.uint64)
         self._foreseer = Foreseer(self.compiled, num_envs, self._sets.words, self.reward.reference_s)
         self._graded = np.zeros((num_envs, scenario.horizon.requests), np.bool_)
@@ -51,7 +59,7 @@ class TrainingEnv(StageDispatchVectorEnv):
         self._sets = SlotSets(self.compiled, self.rules)
         if not self._sets.is_oracle:
             self._sets.receive_outcomes(self.compiled.outcomes)
-        self._refiner = SlotRefiner(self._sets)
+        self._refiner = SlotRefiner(self._sets, self.slots)
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -59,8 +67,8 @@ class TrainingEnv(StageDispatchVectorEnv):
 
         The latter are `requests` and `servers` of `foresight.Foreseer`.
         """
-        out, foreseen = self._out, self._foreseer
-        return out.calls, out.routes, self.pairs, out.globals, out.mask, foreseen.requests, foreseen.servers
+        out, shown, foreseen = self._out, self.shown, self._foreseer
+        return shown.calls, out.routes, shown.pairs, out.globals, shown.mask, foreseen.requests, foreseen.servers
 
     @property
     def begins(self) -> NDArray[np.bool_]:
@@ -70,7 +78,7 @@ class TrainingEnv(StageDispatchVectorEnv):
     @property
     def choices(self) -> NDArray[np.bool_]:
         """(E,) whether more than one action is open."""
-        return np.asarray(self._out.mask.sum(axis=1, dtype=np.int64) > 1)
+        return np.asarray(self.shown.mask.sum(axis=1, dtype=np.int64) > 1)
 
     def begin(self, seed: int, policy_seed: int = 0) -> None:
         """Begin all environments, each at another point of its episode, by random valid actions.
@@ -85,19 +93,24 @@ class TrainingEnv(StageDispatchVectorEnv):
             due = restart == now
             if due.any():
                 self.reset(options={"reset_mask": due})
-            self.step(random_actions(self._out.mask, rng))
+            self.step(random_actions(self.shown.mask, rng))
 
     def _episode_length(self, rng: np.random.Generator) -> int:
         """Return the number of decisions until the first episode ends, under random actions."""
         decisions = 0
         while not self._done.any():
-            self.step(random_actions(self._out.mask, rng))
+            self.step(random_actions(self.shown.mask, rng))
             decisions += 1
         return decisions
 
     def step(self, actions: Array) -> tuple[dict[str, Array], Array, Array, Array, dict[str, Any]]:
-        """Step all environments; see `StageDispatchVectorEnv.step`."""
-        self._foreseer.note_actions(self.simulation, self._out.view_calls, actions, len(self.compiled.replicas))
+        """Step all environments; see `StageDispatchVectorEnv.step`. Actions are about the calls that are shown."""
+        routes = len(self.compiled.replicas)
+        slot, route = np.divmod(np.asarray(actions, np.int64), routes)
+        sends = slot < self.slots
+        call = self.shown.index[np.arange(self.num_envs), np.where(sends, slot, 0)]
+        actions = np.where(sends & (call >= 0), call * routes + route, self._slots * routes)
+        self._foreseer.note_actions(self.simulation, self._out.view_calls, actions, routes)
         observations, rewards, terminated, truncated, info = super().step(actions)
         if self.reward.accuracy_weight > 0:
             progress, table, request = (
@@ -123,9 +136,9 @@ class TrainingEnv(StageDispatchVectorEnv):
         self._foreseer.begin(e, self.simulation, self._sets, self._bits[e])
 
     def _observations(self) -> dict[str, Array]:
-        self._refiner.refine_all(self.simulation, self._out, self._bits, self.pairs)
+        self._refiner.refine_all(self.simulation, self._out, self._bits, self.shown)
         self._foreseer.write(self.simulation, self._sets, self._bits)
-        return {**super()._observations(), "pairs": self.pairs}
+        return super()._observations()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again from the scenario."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import io
 import json
@@ -24,13 +23,15 @@ import torch
 
 from aragog_env.compiled_scenario import compile_scenario
 from aragog_env.errors import SpecError
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
+from aragog_env.harness import tracking
 from aragog_env.harness.pool import usable_cores
 from aragog_env.harness.profile import SATURATION_SHARE
 from aragog_env.harness.provenance import session_record
-from aragog_env.harness.tracking import MODES
+from aragog_env.harness.training_curves import curve_point, log_curve
 from aragog_env.reward import reference_latency_s
 from aragog_env.specs.bounds import Count, NonNegative, NonNegativeInt, Positive, Share
+from aragog_env.specs.sampler import ScenarioSampler, load_sampler, read_sampler
 from aragog_env.specs.scenario import Scenario
 from aragog_env.specs.strict import Source, dump_yaml, loads
 
@@ -43,6 +44,7 @@ _TOLD: Final = (
     "steps", "steps_per_s", "jct_mean_s", "accuracy", "loss", "entropy", "kl", "explained_variance",
     "eval/reward", "eval/jct_mean_s", "eval/accuracy",
 )  # fmt: skip
+_CHECKPOINT: Final = ("run.json", "state.pt", "curve.jsonl", "profile.json")
 T = TypeVar("T", bound="Settings")
 
 
@@ -66,6 +68,10 @@ class Settings:
     """Calls are held back from servers whose load gives this share of their maximum throughput, as Aragog does; 0: never."""
     wait: bool = False
     """Whether it may wait although something can be sent."""
+    window: NonNegativeInt = 0
+    """So many of the oldest ready calls are looked at, and those that can be sent now are shown first; 0: the oldest are shown."""
+    order: str = "arrival"
+    """Order in which calls are shown apart from that: arrival, or work (the least work until the answer first)."""
     accuracy_weight: NonNegative | None = None
     """Price of a right answer in the reward, in latencies of the SLO; empty: the scenario's, but 0 where viable sets guard the
     accuracy, since which answers turn out right is noise then."""
@@ -75,6 +81,8 @@ class Settings:
     """Time after which the future counts 1/e, in latencies of the SLO: long enough for queues to show what a decision cost."""
     ready_slots: Count | None = None
     """Ready calls that the network sees; empty: the scenario's."""
+    sampler: str = ""
+    """A file that scenarios of training are drawn from (docs/scale.md); evaluations are of the run's own scenario."""
     start: str = ""
     """A model whose weights to start from: file or folder of a training run."""
     evaluate_every: NonNegativeInt = 20
@@ -93,7 +101,7 @@ class Settings:
     @property
     def rules(self) -> Rules:
         """Which actions are open."""
-        return Rules(self.viable, self.hold, self.wait)
+        return Rules(self.viable, self.hold, self.wait, self.window, self.order)
 
     def torch_device(self) -> torch.device:
         """Return the device to train on.
@@ -191,7 +199,9 @@ class TrainingRun:
         minutes: stop after so long; None: when all steps are done.
         steps: with `resume`, another number of steps than run.json says.
         wandb: mirror the curve to Weights & Biases: off, offline or online.
+        name: of the W&B run; None: the folder's. `group`: None: the name of the folder that it lies in.
         tell: is told about progress.
+        should_stop: asked before every update; when it says so, the run ends as with Ctrl-C, but returns.
 
     Raises:
         SpecError: the folder holds another run, or none to resume.
@@ -207,12 +217,15 @@ class TrainingRun:
         minutes: float | None = None,
         steps: int | None = None,
         wandb: str = "off",
+        name: str | None = None,
+        group: str | None = None,
         tell: Callable[[str], None] = print,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.folder, self.tell = folder, tell
         self.kind = settings.kind
-        if wandb not in MODES:
-            raise SpecError(f"unknown W&B mode '{wandb}'; it is one of {', '.join(MODES)}", where="--wandb")
+        self._should_stop = should_stop
+        tracked = tracking.check_mode(wandb)
         if resume:
             self._read(settings if isinstance(settings, type) else type(settings), steps)
         else:
@@ -227,7 +240,7 @@ class TrainingRun:
         self._minutes, self._begin, self._saved = minutes, perf_counter(), perf_counter()
         self._interrupted, self._told = False, 0.0
         self._logged = (self._begin, 0)
-        self._tracked = _track(self, wandb) if wandb != "off" else None
+        self._tracked = self._track(wandb, name, group) if tracked else None
 
     def _create(self, scenario: Scenario, settings: Settings) -> None:
         # A run that was refused or killed before its first point left nothing worth keeping.
@@ -236,6 +249,9 @@ class TrainingRun:
                 "this folder already holds a training run; add --resume, or choose another --out",
                 where=str(self.folder),
             )
+        sampler = load_sampler(settings.sampler) if settings.sampler else None
+        if sampler is not None and self.kind == "imitation":
+            raise SpecError("imitation trains on its scenario alone; leave out the sampler", where="--sampler")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -248,6 +264,8 @@ class TrainingRun:
             "settings": dump_yaml(settings),
             "sessions": [],
         }
+        if sampler is not None:
+            self.about["sampler"] = dump_yaml(sampler)
 
     def _read(self, cls: type[Settings], steps: int | None) -> None:
         path = self.folder / "run.json"
@@ -266,6 +284,12 @@ class TrainingRun:
         if steps is not None:
             self.settings = replace(self.settings, steps=steps)
             self.about["settings"] = dump_yaml(self.settings)
+
+    @property
+    def sampler(self) -> ScenarioSampler | None:
+        """What the scenarios of training are drawn from; None: they are the run's own."""
+        text = self.about.get("sampler")
+        return read_sampler(text, str(self.folder / "run.json")) if text else None
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write everything that a resumed run needs, whole or not at all."""
@@ -302,7 +326,7 @@ class TrainingRun:
     def stop(self) -> bool:
         """Whether time is up or the user interrupted."""
         late = self._minutes is not None and perf_counter() - self._begin > 60.0 * self._minutes
-        return late or self._interrupted
+        return late or self._interrupted or self._should_stop()
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a point of the learning curve; `row` has `update` and `steps`."""
@@ -313,7 +337,7 @@ class TrainingRun:
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._tracked is not None:
-            self._tracked.log({k if "/" in k else f"train/{k}": v for k, v in row.items()}, step=row["update"])
+            self._tracked.log(curve_point(row), step=row["update"])
         if "eval/reward" in row or perf_counter() - self._told > _TELL_EVERY_S:
             self._told = perf_counter()
             shown = {k: v for k, v in row.items() if k in _TOLD}
@@ -337,12 +361,32 @@ class TrainingRun:
         profile = {"steps": steps, "seconds": self.watch.seconds, "threads": torch.get_num_threads()}
         write_atomically(self.folder / "profile.json", json.dumps(profile, indent=2).encode() + b"\n")
         if self._tracked is not None:
+            tracked, self._tracked = self._tracked, None
             for file in sorted(self.folder.glob("*.safetensors")):
-                artifact = self._tracked.artifact(file)
-                self._tracked.run.log_artifact(artifact)
-            self._tracked.run.finish()
+                tracking.log_files(tracked, f"{tracked.id}-{file.stem}", "model", {file.name: file}, steps=steps)
+            files = {name: path for name in _CHECKPOINT if (path := self.folder / name).exists()}
+            tracking.log_files(tracked, f"{tracked.id}-checkpoint", "checkpoint", files, steps=steps)
+            tracked.finish()
         if self._interrupted:
             raise KeyboardInterrupt
+
+    def _track(self, mode: str, name: str | None, group: str | None) -> Any:
+        """Begin the W&B run, or go on with it."""
+        folder = self.folder.resolve()
+        name = name or folder.name
+        tracked = tracking.start(
+            folder,
+            mode=mode,
+            key=("train", name, self.about["sessions"][0]["started"]),
+            name=name,
+            group=group or folder.parent.name,
+            job_type="train",
+            tags=(self.kind, self.scenario.name),
+            config={"learner": self.kind, "scenario": self.scenario.name, **asdict(self.settings)},
+            resume=True,
+        )
+        log_curve(tracked)
+        return tracked
 
     @contextmanager
     def running(self, steps: int) -> Iterator[None]:
@@ -367,42 +411,3 @@ class TrainingRun:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-class _Tracked:
-    """A W&B run that mirrors the curve; the files stay the source of truth."""
-
-    def __init__(self, wandb: Any, run: Any) -> None:
-        self._wandb, self.run = wandb, run
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        self.run.log(row, step=step)
-
-    def artifact(self, file: Path) -> Any:
-        artifact = self._wandb.Artifact(f"{self.run.id}-{file.stem}", type="model")
-        artifact.add_file(str(file))
-        return artifact
-
-
-def _track(run: TrainingRun, mode: str) -> _Tracked:
-    try:
-        import wandb
-    except ImportError as error:
-        raise SpecError("wandb is not installed; run pip install wandb, or leave out --wandb") from error
-    folder = run.folder.resolve()
-    started = run.about["sessions"][0]["started"]
-    tracked = wandb.init(
-        id=hashlib.sha256(f"{folder.name} {started}".encode()).hexdigest()[:16],
-        name=folder.name,
-        project="aragog",
-        group=folder.parent.name,
-        job_type="train",
-        tags=[run.kind, run.scenario.name[:64]],
-        config=asdict(run.settings),
-        mode="online" if mode == "online" else "offline",
-        dir=str(folder),
-        resume="allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-    )
-    return _Tracked(wandb, tracked)

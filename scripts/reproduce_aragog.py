@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aragog_env.errors import AragogError
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
 from aragog_env.harness.evaluate import policy_maker, run_jobs
-from aragog_env.harness.jobs import simulated
+from aragog_env.harness.jobs import Episodes
 from aragog_env.harness.pool import Pool, usable_cores
 from aragog_env.harness.progress import Progress, automatic
 from aragog_env.harness.results import Results, finite, open_for_writing, read
@@ -40,13 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="results folder (default: results/reproduction, or -quick)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one per core)")
-    parser.add_argument("--embedder", default="", help="checkpoint of a router with another embedder, to compare it")
     parser.add_argument(
         "--family", action="append", choices=list(FAMILIES), help="these families of models only, repeatable"
     )
     parser.add_argument("--report-only", action="store_true", help="write tables and figures from what is on disk")
     options = parser.parse_args(arguments)
-    size = replace(QUICK if options.quick else FULL, embedder=options.embedder)
+    size = QUICK if options.quick else FULL
     if options.family:
         # Figure 4 and the ablations are of Qwen.
         ablated = size.ablated if "qwen" in options.family else ()
@@ -102,7 +101,7 @@ def execute(runs: list[Runs], size: Size, out: Path, workers: int, progress: Pro
     policies = list(dict.fromkeys(run.setting.policy for run in runs))
     settings = {"policies": policies, "seeds": list(range(size.seeds)), "size": size.name}
     with open_for_writing(out, scenarios, resume=(out / "manifest.json").exists(), settings=settings) as results:
-        with Pool(workers, policy_maker(policies), simulated) as pool:
+        with Pool(workers, Episodes(policy_maker(policies))) as pool:
             try:
                 run_jobs(results, jobs_for(runs, size, str(out)), pool, progress)
             finally:

@@ -15,11 +15,11 @@ from aragog_env import jit
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "aragog_env"
-HEAVY = {"torch", "wandb", "vllm", "matplotlib", "stable_baselines3", "sb3_contrib", "pandas"}
+HEAVY = {"torch", "wandb", "vllm", "matplotlib", "stable_baselines3", "sb3_contrib", "torchrl", "ray", "pandas"}
 OURS_ABOVE = {"policies", "baselines", "workflows", "scripts", "tests"}
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "jit"),
+    ("errors", "files", "jit"),
     ("specs", "episode", "policy"),
     ("datasets",),
     ("grading",),
@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulation", "reward"),
     ("observation",),
     ("action",),
-    ("encoding",),
+    ("encoding", "observation_policy"),
     ("servers", "recording"),
     ("calibration",),
     ("backends",),

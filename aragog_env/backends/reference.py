@@ -366,28 +366,18 @@ class ReferenceBackend:
 
     def log(self) -> EpisodeLog:
         """Return the log of the episode so far."""
-        compiled, scenario = self.compiled, self.scenario
+        compiled = self.compiled
         return EpisodeLog(
-            scenario=scenario.name,
+            **compiled.log_header,
             policy="",
             seed=-1,
-            workflows=tuple(graph.workflow.name for graph in compiled.graphs),
-            models=tuple(model.name for model in compiled.models),
-            replicas=tuple(replica.name for replica in compiled.replicas),
-            replica_models=tuple(self._models),
-            replica_gpus=tuple(replica.tp for replica in compiled.replicas),
-            replica_usd_per_hour=compiled.usd_per_hour,
-            node_names=tuple(tuple(node.name for node in graph.nodes) for graph in compiled.graphs),
             requests=np.array([tuple(self._request_row(request)) for request in self._arrived], REQUEST_DTYPE),
             calls=np.array([tuple(self._call_row(call)) for call in self._dispatched], CALL_DTYPE),
             decision_s=np.zeros(0),
             busy_s=np.array([server.busy_ps(self._now_ps) / PS_PER_S for server in self._servers]),
             iterations=np.array([server.engine.iterations for server in self._servers], np.int64),
             duration_s=self.now_s,
-            warmup_requests=scenario.horizon.warmup_requests,
             truncated=self.truncated,
-            slo_s=scenario.objective.slo_s,
-            slo_scale=scenario.objective.slo_scale,
             outcome_kinds=tuple(table.kind for table in compiled.outcomes),
             notes={
                 "num_gpu_blocks": [config.num_gpu_blocks for config in compiled.engines],

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import SpecError
+from ..files import write_atomically
 from ..specs.load import load_cluster
 from ..specs.strict import dump_yaml
 from .fit import TERMS, Calibration
@@ -28,11 +29,8 @@ def write_cluster(calibration: Calibration, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".yaml", ".yml"):
         raise SpecError("a cluster file must end in .yaml or .yml, or it could not be named as one", where=str(path))
-    partial = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(cluster_text(calibration), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, cluster_text(calibration).encode())
     except OSError as error:
         raise SpecError(f"cannot write this file ({error.strerror})", where=str(path)) from error
     load_cluster(path)

@@ -26,9 +26,10 @@ COMMANDS: Final[dict[str, str]] = {
     "fidelity": "compare live runs with their replay, and how policies rank in both",
     "profile": "measure throughput against load, and the saturation point, of every replica",
     "train": "train a scheduler: PPO, DQN or imitation of another policy",
+    "export-model": "write a trained network as .pt2 or .onnx, for use without this project",
     "train-router": "train Aragog's router on a scenario's outcome tables, and report how good it is",
 }
-MODULES: Final[dict[str, str]] = {"list": "listing", "train-router": "train_router"}
+MODULES: Final[dict[str, str]] = {"list": "listing", "export-model": "export_model", "train-router": "train_router"}
 
 
 class Parser(argparse.ArgumentParser):

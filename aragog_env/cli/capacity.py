@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             shared.chosen_seeds(options),
             settings=settings,
             out=folder,
-            workers=options.workers,
+            executor=shared.chosen_executor(options),
             progress=Silent() if options.quiet else automatic(),
             resume=options.resume,
             command=words,

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wandb", choices=("off", "offline", "online"), default="off", help="mirror to Weights & Biases"
     )
-    parser.add_argument("--wandb-project", default="aragog", metavar="NAME", help="project of the mirror")
+    parser.add_argument(
+        "--wandb-project", metavar="NAME", help="project of the mirror (default: WANDB_PROJECT or aragog)"
+    )
     shared.add_backend_options(parser)
     shared.add_scenario_options(parser, several_rates=True)
 
@@ -52,9 +54,11 @@ def run(options: argparse.Namespace) -> int:
     from ..harness.progress import Silent, automatic
     from ..harness.replay import with_recorded
     from ..harness.summary import choose_baseline
+    from ..harness.tracking import check_mode
 
     if options.resume and options.out is None:
         raise SpecError("--resume needs --out: the folder to go on with")
+    check_mode(options.wandb)
     scenarios = shared.scenarios_from(options.scenario or ["default"], options)
     target = shared.chosen_target(options, scenarios)
     scenarios = [target.adapt(scenario) for scenario in scenarios]
@@ -68,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             scenarios,
             shared.chosen_seeds(options),
             out=folder,
-            workers=options.workers,
+            executor=shared.chosen_executor(options),
             progress=Silent() if options.quiet else automatic(),
             resume=options.resume,
             target=target,
@@ -83,9 +87,11 @@ def run(options: argparse.Namespace) -> int:
         raise
     report = None if options.no_report or not results.ok else _report(results, options.baseline)
     if options.wandb != "off":
-        from ..harness.tracking import mirror
+        from ..harness.mirror import mirror
 
         mirror(results, mode=options.wandb, project=options.wandb_project)
+        if options.wandb == "offline":
+            shared.tell_sync(f"{folder}/wandb")
     _answer(results, report, options)
     tell_failures(results)
     return 1 if results.failed else 0

@@ -14,6 +14,7 @@ from ..harness.defaults import DEFAULT_SEEDS
 
 if TYPE_CHECKING:
     from ..harness.backends import Target
+    from ..harness.executor import Executor
     from ..specs.scenario import Scenario
 
 TRACE_FORMATS = ("auto", "azure2023", "azure2024", "burstgpt", "mooncake")
@@ -69,10 +70,35 @@ def add_run_options(parser: argparse.ArgumentParser, *, seeds: int) -> None:
         "--out", "-o", metavar="FOLDER", help="results folder (default: results/<scenario>-<date-time>)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with --out: run only what is missing or failed")
-    parser.add_argument("--workers", "-j", type=positive, metavar="N", help="processes (default: one per core)")
+    add_executor_options(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
     parser.add_argument("--no-report", action="store_true", help="do not write report.html, report.md and figures")
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars, no table")
+
+
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of where runs are executed."""
+    parser.add_argument(
+        "--executor", choices=("local", "ray"), default="local",
+        help="processes of this machine, or a Ray cluster (docs/scale.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of the cluster (default: RAY_ADDRESS, else one is started here)"
+    )
+    parser.add_argument(
+        "--workers",
+        "-j",
+        type=positive,
+        metavar="N",
+        help="runs at a time (default: one per core, or CPU of the cluster)",
+    )
+
+
+def chosen_executor(options: argparse.Namespace) -> Executor:
+    """Return where runs are to be executed."""
+    from ..harness.executor import Executor
+
+    return Executor(options.executor, options.workers, options.ray_address)
 
 
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +264,12 @@ def chosen_policies(options: argparse.Namespace, scenarios: list[Scenario]) -> l
 def chosen_seeds(options: argparse.Namespace) -> list[int]:
     """Return the seeds that were asked for."""
     return list(options.seed) if options.seed else list(range(options.seeds))
+
+
+def tell_sync(*places: str) -> None:
+    """Say how to send what W&B was told offline, below these folders."""
+    words = " ".join(f"{place}/offline-run-*" for place in dict.fromkeys(places))
+    print(f"W&B, offline; send it with: wandb sync {words}", file=sys.stderr)
 
 
 def command_line() -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import AragogError, SpecError, did_you_mean
+from ..files import write_atomically
 
 ROWS_URL: Final = "https://datasets-server.huggingface.co/rows"
 _PAGE: Final = 100
@@ -91,10 +92,7 @@ def fetch(form: str, folder: Path, *, source: Source | None = None, get: Get | N
         return target
     get = get or _get
     content = _all_rows(source.rows, get) if source.rows else _file(source, get)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    part.replace(target)
+    write_atomically(target, content)
     return target
 
 

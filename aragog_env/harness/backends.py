@@ -1,37 +1,26 @@
 """What the runs of an evaluation run on: one place to choose, so that everything else is the same for all.
 
 A `Target` makes a `Runner`, which executes jobs. The simulator and replays (`harness.replay`) run in a pool of
-processes, real servers (`harness.live`) take one run at a time.
+workers (`harness.executor`), real servers (`harness.live`) take one run at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from ..specs.scenario import Scenario
-from .jobs import BackendMaker, Job, PolicyMaker, simulated
-from .pool import OnDone, OnStart, Pool, usable_cores
+from .executor import Executor
+from .jobs import BackendMaker, Episodes, Job, PolicyMaker, simulated
+from .results import RunResult
+from .work import JobPool
 
 BackendName = Literal["sim", "replay", "live"]
 BACKENDS: Final[tuple[BackendName, ...]] = ("sim", "replay", "live")
 
 
-class Runner(Protocol):
-    """Executes jobs. Use as a context manager."""
-
-    def run(self, jobs: Sequence[Job], on_start: OnStart, on_done: OnDone) -> None:
-        """Run all jobs; `on_done` is called in this process, one result at a time.
-
-        Raises:
-            KeyboardInterrupt: the user interrupted; `on_done` has been called for all that was finished.
-            AragogError: bad input, or nothing more can be run.
-        """
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
+Runner: TypeAlias = JobPool[Job, RunResult]
+"""Executes the jobs of an evaluation."""
 
 
 class Target(Protocol):
@@ -43,12 +32,12 @@ class Target(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return plain data for the manifest; nothing for the simulator."""
 
-    def runner(self, make_policy: PolicyMaker, workers: int | None) -> Runner:
+    def runner(self, make_policy: PolicyMaker, executor: Executor) -> Runner:
         """Make what executes the jobs.
 
         Args:
             make_policy: makes policies by name.
-            workers: processes that were asked for; None: as many as make sense.
+            executor: where, as far as there is a choice.
         """
 
 
@@ -66,6 +55,6 @@ class Simulated:
         """Return nothing: this is what runs on by default."""
         return {}
 
-    def runner(self, make_policy: PolicyMaker, workers: int | None) -> Runner:
-        """Make the pool, of one process per core by default."""
-        return Pool(workers or usable_cores(), make_policy, self.make_backend)
+    def runner(self, make_policy: PolicyMaker, executor: Executor) -> Runner:
+        """Make the pool."""
+        return executor.pool(Episodes(make_policy, self.make_backend))

@@ -20,13 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import SpecError
+from ..files import write_atomically
 from ..specs.override import override
 from ..specs.scenario import Scenario
+from .backends import Runner
 from .defaults import CAPACITY_SEEDS, DEFAULT_POLICIES
-from .episodes import write_atomically
 from .evaluate import Policies, check_policies, default_folder, load_scenarios, policy_maker, run_jobs
-from .jobs import BackendMaker, Job, simulated
-from .pool import Pool, usable_cores
+from .executor import Executor, ExecutorName
+from .jobs import BackendMaker, Episodes, Job, simulated
 from .progress import Progress, Silent
 from .results import Results, finite, open_for_writing
 from .statistics import Estimate, bootstrap
@@ -139,6 +140,7 @@ def capacity(
     settings: SweepSettings | None = None,
     out: str | Path | None = None,
     workers: int | None = None,
+    executor: Executor | ExecutorName = "local",
     progress: Progress | None = None,
     resume: bool = False,
     make_backend: BackendMaker = simulated,
@@ -162,7 +164,8 @@ def capacity(
         folder, [base], kind="capacity", resume=resume, command=command, settings=recorded
     ) as results:
         searches = {name: search(name, first, settings) for name in names}
-        with Pool(workers or usable_cores(), policy_maker(policies), make_backend) as pool:
+        where = executor if isinstance(executor, Executor) else Executor(executor, workers)
+        with where.pool(Episodes(policy_maker(policies), make_backend)) as pool:
             try:
                 found = _advance(searches, base, settings, seed_list, results, pool, progress)
             except SpecError:
@@ -215,7 +218,7 @@ def _advance(
     settings: SweepSettings,
     seeds: list[int],
     results: Results,
-    pool: Pool,
+    pool: Runner,
     progress: Progress,
 ) -> dict[str, PolicyCapacity]:
     """Run all searches, round by round, to their ends."""

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..episode import EpisodeLog
 from ..errors import SpecError
+from ..files import write_atomically
 
 _ARRAYS: Final = ("requests", "calls", "decision_s", "busy_s", "iterations")
 _WALL_CLOCK: Final = frozenset({"decision_s"})
@@ -69,17 +69,6 @@ def digest(log: EpisodeLog) -> str:
         if name not in _WALL_CLOCK:
             sha.update(name.encode() + np.ascontiguousarray(getattr(log, name)).tobytes())
     return sha.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, and the new survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _array_differences(name: str, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> list[str]:

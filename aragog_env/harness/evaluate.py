@@ -12,9 +12,11 @@ from ..errors import SpecError
 from ..specs.scenario import Scenario
 from .backends import Runner, Simulated, Target
 from .defaults import DEFAULT_POLICIES, DEFAULT_SEEDS
+from .executor import Executor, ExecutorName
 from .jobs import BackendMaker, Job, OwnPolicies, PolicyMaker, registered_policy, simulated
 from .progress import Progress, Silent
 from .results import Results, RunResult, open_for_writing
+from .tracking import check_mode
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -29,6 +31,7 @@ def evaluate(
     *,
     out: str | Path | None = None,
     workers: int | None = None,
+    executor: Executor | ExecutorName = "local",
     progress: Progress | None = None,
     resume: bool = False,
     wandb: str = "off",
@@ -48,6 +51,7 @@ def evaluate(
         seeds: how many (0, 1, ...), or which.
         out: results folder; by default ``results/<scenario>-<date>-<time>``.
         workers: processes; by default one per core, 1 means this process.
+        executor: ``local``, ``ray`` (see docs/scale.md), or an `Executor`, which then says how many workers.
         progress: told about every run.
         resume: go on with `out`; what is there is not run again, failed runs are.
         wandb: ``off``, ``offline`` or ``online``: mirror the results to Weights & Biases when done.
@@ -62,6 +66,7 @@ def evaluate(
         SpecError: bad input.
         KeyboardInterrupt: interrupted; what was finished is on disk and `resume` goes on from there.
     """
+    check_mode(wandb)
     target = target or Simulated(make_backend)
     loaded = load_scenarios(scenarios, check=make_backend is simulated)
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
@@ -70,7 +75,8 @@ def evaluate(
         raise SpecError("nothing to run: give at least one policy, one scenario and one seed")
     folder = Path(out) if out is not None else default_folder(loaded[0].name)
     settings = {"policies": names, "seeds": seed_list, **target.describe()}
-    runner = target.runner(policy_maker(policies), workers)
+    where = executor if isinstance(executor, Executor) else Executor(executor, workers)
+    runner = target.runner(policy_maker(policies), where)
     with open_for_writing(folder, loaded, resume=resume, command=command, settings=settings) as results:
         # Seeds outside policies: an interrupted experiment then holds complete pairs.
         jobs = [Job(p, s, seed, str(folder)) for s in loaded for seed in seed_list for p in names]
@@ -84,7 +90,7 @@ def evaluate(
             finally:
                 progress.end()
     if wandb != "off":
-        from .tracking import mirror
+        from .mirror import mirror
 
         mirror(results, mode=wandb)
     return results

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from .episodes import digest, save_episode
 from .metrics import episode_metrics
 from .results import Key, RunResult, episode_path
 from .rollout import Stopped, run_episode
+from .work import Context
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
@@ -43,6 +44,14 @@ class Job:
         """What identifies the run within its results folder."""
         return (self.policy, self.scenario.name, self.seed, self.rate_rps)
 
+    def moved(self, folder: str) -> Job:
+        """Return the job with its log in another folder."""
+        return replace(self, folder=folder)
+
+
+OnStart = Callable[[Job], None]
+OnDone = Callable[[Job, RunResult], None]
+
 
 def registered_policy(name: str) -> Policy:
     """Make a policy through the registry."""
@@ -67,6 +76,32 @@ class OwnPolicies:
     def __call__(self, name: str) -> Policy:
         """Make the policy called `name`."""
         return self._factories[name]() if name in self._factories else registered_policy(name)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The work of an evaluation: run a job's episode and write its log."""
+
+    make_policy: PolicyMaker = registered_policy
+    make_backend: BackendMaker = simulated
+
+    def __call__(self, job: Job, context: Context) -> RunResult:
+        """Run a job; see `execute`."""
+        return execute(job, self.make_policy, self.make_backend, context.should_stop)
+
+    def lost(self, job: Job) -> RunResult:
+        """Return the result of a job whose process died twice."""
+        error = str(PolicyError(job.policy, "its process died (killed, out of memory, or it exited)"))
+        policy, scenario, seed, rate = job.key
+        return RunResult(policy, scenario, seed, rate, status="failed", error=error)
+
+    def files(self, job: Job) -> Mapping[str, bytes]:
+        """Return nothing: a job holds all that its episode needs."""
+        return {}
+
+    def needs(self, job: Job) -> Mapping[str, float]:
+        """Return one core."""
+        return {"num_cpus": 1}
 
 
 def execute(

@@ -13,8 +13,8 @@ from ..servers.find import ServedCluster
 from ..servers.settle import settle
 from ..specs.scenario import Scenario
 from .backends import Runner
-from .jobs import Job, PolicyMaker, run_job
-from .pool import OnDone, OnStart
+from .executor import Executor
+from .jobs import Job, OnDone, OnStart, PolicyMaker, run_job
 from .results import RunResult, recording_path
 
 
@@ -42,15 +42,16 @@ class Live:
         """Say that it is live, and on which servers."""
         return {"backend": "live", **self.served.describe()}
 
-    def runner(self, make_policy: PolicyMaker, workers: int | None) -> Runner:
+    def runner(self, make_policy: PolicyMaker, executor: Executor) -> Runner:
         """Make what executes the jobs.
 
         Raises:
-            SpecError: several processes were asked for.
+            SpecError: several processes were asked for, or another machine.
         """
-        if workers not in (None, 1):
+        if executor.workers not in (None, 1) or executor.name != "local":
             raise SpecError(
-                "live runs go one after the other: two at once would be each other's load", where="--workers"
+                "live runs go one after the other, from here: two at once would be each other's load",
+                where="--workers" if executor.name == "local" else "--executor",
             )
         return LiveRunner(self, make_policy)
 

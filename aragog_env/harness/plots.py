@@ -107,7 +107,7 @@ def jct_cdf(series: ScenarioSeries, colour: Mapping[str, str], slo_s: float | No
         _latency_scale(axes.set_xscale, [p.jct_s for p in series.policies])
         _plain_ticks(axes.xaxis)
         axes.set(xlabel="Workflow completion time (s)", ylabel="Share of requests", ylim=(0, 1.005))
-        _legend_right(figure, axes)
+        figure_legend(figure, axes)
 
     return draw(paint, 7.0, 3.1)
 
@@ -131,9 +131,30 @@ def accuracy_latency(table: Summary, colour: Mapping[str, str], latency: str = "
         _plain_ticks(axes.xaxis)
         axes.set(xlabel="Mean workflow completion time (s)", ylabel="Accuracy (%)")
         axes.margins(0.08, 0.15)
-        _legend_right(figure, axes)
+        figure_legend(figure, axes)
 
     return draw(paint, 7.0, 3.1)
+
+
+def policy_lines(table: Summary, colour: Mapping[str, str]) -> Figure:
+    """Mean completion time and accuracy, a line per policy, with 95% intervals."""
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(1, 2, sharey=True)
+        names = [row.policy for row in table.rows]
+        shown = (("jct_mean_s", 1.0, "Mean workflow completion time (s)"), ("accuracy", 100.0, "Accuracy (%)"))
+        for axes, (metric, scale, label) in zip(panels, shown, strict=True):
+            for i, row in enumerate(table.rows):
+                e = row.cells[metric].estimate
+                error = _error(scale * e.value, scale * e.low, scale * e.high)
+                axes.errorbar(scale * e.value, i, None, error, "o", color=colour[row.policy], ms=5.5, lw=1.1, capsize=2)
+            axes.set(xlabel=label)
+        panels[0].set_yticks(range(len(names)), names)
+        _rows(panels[0])
+        panels[1].grid(axis="y", visible=False)
+        panels[1].tick_params(axis="y", length=0)
+
+    return draw(paint, 7.6, 0.9 + 0.27 * len(table.rows))
 
 
 def time_breakdown(table: Summary) -> Figure:
@@ -155,7 +176,7 @@ def time_breakdown(table: Summary) -> Figure:
             left += values
         _rows(axes)
         axes.set(xlabel="Mean seconds per LLM call")
-        _legend_right(figure, axes)
+        figure_legend(figure, axes)
 
     return draw(paint, 7.0, 0.9 + 0.27 * len(table.rows))
 
@@ -180,7 +201,7 @@ def model_shares(series: ScenarioSeries) -> Figure:
             left += values
         _rows(axes)
         axes.set(xlabel="Share of LLM calls (%)", xlim=(0, 100))
-        _legend_right(figure, axes)
+        figure_legend(figure, axes)
 
     return draw(paint, 7.0, 0.9 + 0.27 * len(series.policies))
 
@@ -201,7 +222,7 @@ def load_over_time(series: ScenarioSeries, colour: Mapping[str, str]) -> Figure:
         )  # fmt: skip
         axes.set(xlabel="Time (s)", ylabel="Requests in the system", ylim=(0, None))
         axes.set_xlim(left=0)
-        _legend_right(figure, axes)
+        figure_legend(figure, axes)
 
     return draw(paint, 7.0, 2.8)
 
@@ -258,7 +279,7 @@ def throughput_latency(
         left.set(xlabel="Arrival rate (requests/s)", ylabel=f"{METRICS[latency].label} (s)")
         right.set(xlabel="Achieved throughput (requests/s)")
         right.set_xlim(left=0)
-        _legend_right(figure, left)
+        figure_legend(figure, left)
 
     return draw(paint, 7.6, 3.2)
 
@@ -287,7 +308,8 @@ def _rows(axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _legend_right(figure: Figure, axes: Axes) -> None:
+def figure_legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend of some axes to the right of all."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
 

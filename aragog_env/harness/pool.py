@@ -17,15 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, Self
 
-from ..errors import PolicyError
-from .jobs import BackendMaker, Job, PolicyMaker, execute, registered_policy, simulated
-from .results import RunResult
 from .rollout import Stopped
+from .work import Context, J, R, Work
 
-OnStart = Callable[[Job], None]
-OnDone = Callable[[Job, RunResult], None]
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -47,7 +43,7 @@ class _Shared:
 
     stop: _Flag
     compiled: _Flag
-    """Set when one process has finished a job: compiled code is then in the cache on disk."""
+    """Set when one process has compiled everything: the code is then in the cache on disk."""
     first: _Lock
     """Held, once and for ever, by the process that compiles while the others wait."""
 
@@ -60,23 +56,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Pool:
-    """Executes jobs in `workers` processes, or in this process when that is 1."""
+class Pool(Generic[J, R]):
+    """Does jobs in `workers` processes, or in this process when that is 1."""
 
-    def __init__(
-        self,
-        workers: int,
-        make_policy: PolicyMaker = registered_policy,
-        make_backend: BackendMaker = simulated,
-    ) -> None:
+    def __init__(self, workers: int, work: Work[J, R]) -> None:
         self.workers = workers
-        self._make_policy = make_policy
-        self._make_backend = make_backend
+        self._work = work
         self._context = multiprocessing.get_context("spawn")  # fork would copy compiled code's threads in mid-air
         self._stop = self._context.Event()
         self._executor: ProcessPoolExecutor | None = None
 
-    def run(self, jobs: Iterable[Job], on_start: OnStart, on_done: OnDone) -> None:
+    def run(self, jobs: Iterable[J], on_start: Callable[[J], None], on_done: Callable[[J, R], None]) -> None:
         """Run all jobs; `on_done` is called in this process, one result at a time.
 
         Raises:
@@ -86,15 +76,13 @@ class Pool:
         if self.workers == 1:
             for job in jobs:
                 on_start(job)
-                on_done(job, execute(job, self._make_policy, self._make_backend))
+                on_done(job, self._work(job, Context()))
             return
         with _environment(dict.fromkeys(_ONE_THREAD, "1")):
             suspects = self._run_parallel(deque(jobs), self.workers, on_start, on_done)
             for job in suspects:
                 if self._run_parallel(deque([job]), 1, on_start, on_done):
-                    error = str(PolicyError(job.policy, "its process died (killed, out of memory, or it exited)"))
-                    policy, scenario, seed, rate = job.key
-                    on_done(job, RunResult(policy, scenario, seed, rate, status="failed", error=error))
+                    on_done(job, self._work.lost(job))
 
     def close(self) -> None:
         """End the worker processes."""
@@ -102,16 +90,18 @@ class Pool:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run_parallel(self, queue: deque[Job], width: int, on_start: OnStart, on_done: OnDone) -> list[Job]:
+    def _run_parallel(
+        self, queue: deque[J], width: int, on_start: Callable[[J], None], on_done: Callable[[J, R], None]
+    ) -> list[J]:
         """Run the queue, `width` jobs at a time; return the jobs that were running when a process died."""
-        suspects: list[Job] = []
-        running: dict[Future[RunResult], Job] = {}
+        suspects: list[J] = []
+        running: dict[Future[R], J] = {}
         try:
             while queue or running:
                 alive = self._hand_out(queue, running, width, on_start)
@@ -129,7 +119,7 @@ class Pool:
         return suspects
 
     def _hand_out(
-        self, queue: deque[Job], running: dict[Future[RunResult], Job], width: int, on_start: OnStart
+        self, queue: deque[J], running: dict[Future[R], J], width: int, on_start: Callable[[J], None]
     ) -> bool:
         """Give jobs to idle processes; return whether the pool is alive."""
         while queue and len(running) < width:
@@ -141,14 +131,14 @@ class Pool:
             on_start(running[future])
         return True
 
-    def _submit(self, job: Job) -> Future[RunResult]:
+    def _submit(self, job: J) -> Future[R]:
         with _sigint_blocked():  # children inherit the mask: Ctrl-C is for the parent to handle
             if self._executor is None:
                 shared = _Shared(self._stop, self._context.Event(), self._context.Lock())
                 self._executor = ProcessPoolExecutor(self.workers, self._context, _initialise, (shared,))
-            return self._executor.submit(_execute_in_worker, job, self._make_policy, self._make_backend)
+            return self._executor.submit(_work_in_process, self._work, job)
 
-    def _bury(self, running: dict[Future[RunResult], Job], on_done: OnDone) -> list[Job]:
+    def _bury(self, running: dict[Future[R], J], on_done: Callable[[J, R], None]) -> list[J]:
         lost = []
         for future, job in running.items():
             if future.exception() is None:
@@ -159,7 +149,7 @@ class Pool:
         self.close()
         return lost
 
-    def _abandon(self, running: dict[Future[RunResult], Job], on_done: OnDone) -> None:
+    def _abandon(self, running: dict[Future[R], J], on_done: Callable[[J, R], None]) -> None:
         """Stop what is running, but keep what was finished meanwhile; a second Ctrl-C kills."""
         self._stop.set()
         processes = list(getattr(self._executor, "_processes", None) or {})
@@ -181,7 +171,7 @@ def _initialise(shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _execute_in_worker(job: Job, make_policy: PolicyMaker, make_backend: BackendMaker) -> RunResult:
+def _work_in_process(work: Work[J, R], job: J) -> R:
     shared = _shared
     if shared is None:
         raise RuntimeError("this runs in a worker process only")
@@ -193,7 +183,7 @@ def _execute_in_worker(job: Job, make_policy: PolicyMaker, make_backend: Backend
     try:
         if shared.stop.is_set():
             raise Stopped("interrupted")
-        return execute(job, make_policy, make_backend, shared.stop.is_set)
+        return work(job, Context(should_stop=shared.stop.is_set, compiled=shared.compiled.set))
     finally:
         shared.compiled.set()
 

@@ -26,12 +26,12 @@ from ..compiled_scenario import CompiledScenario, compile_scenario
 from ..engine.open_loop import RequestArrays, run_open_loop
 from ..engine.state import allocate
 from ..errors import SpecError
+from ..files import write_atomically
 from ..latency.compiled import PS_PER_S
 from ..progress import TEMPLATE_CONTENT
 from ..specs.load import scenario_hash
 from ..specs.scenario import HorizonSpec, ObjectiveSpec, ObservationSpec, Scenario
 from ..specs.workload import ArrivalSpec
-from .episodes import write_atomically
 
 SCHEMA: Final = 1
 SATURATION_SHARE: Final = 0.95

@@ -14,8 +14,8 @@ from ..specs.cluster import ClusterSpec
 from ..specs.override import override
 from ..specs.scenario import Scenario
 from .backends import Runner
-from .jobs import PolicyMaker, registered_policy
-from .pool import Pool, usable_cores
+from .executor import Executor
+from .jobs import Episodes, PolicyMaker, registered_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +70,9 @@ class Replayed:
             "calibrated_here": self.calibrated_here,
         }
 
-    def runner(self, make_policy: PolicyMaker, workers: int | None) -> Runner:
-        """Make the pool, of one process per core by default."""
-        return Pool(workers or usable_cores(), make_policy, MakeReplay(self.recordings))
+    def runner(self, make_policy: PolicyMaker, executor: Executor) -> Runner:
+        """Make the pool."""
+        return executor.pool(Episodes(make_policy, MakeReplay(self.recordings)))
 
     @property
     def seeds(self) -> list[int]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SpecError
+from ..files import write_atomically
 from ..specs.scenario import Scenario
 from . import plots
 from .capacity import PolicyCapacity, load_capacity, points_of
-from .episodes import write_atomically
 from .gantt import gantt
 from .metrics import METRICS
 from .page import Page

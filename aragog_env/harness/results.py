@@ -19,11 +19,12 @@ from typing import IO, Any, Final, Literal
 
 from ..episode import EpisodeLog
 from ..errors import SpecError
+from ..files import write_atomically
 from ..specs.load import scenario_workflows
 from ..specs.plain import spec_hash
 from ..specs.scenario import Scenario
 from ..specs.strict import dump_yaml
-from .episodes import load_episode, write_atomically
+from .episodes import load_episode
 from .provenance import session_record
 
 SCHEMA_VERSION: Final = 1

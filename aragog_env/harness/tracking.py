@@ -1,57 +1,51 @@
-"""Mirror a results folder to Weights & Biases. The files stay the source of truth; nothing is read back.
+"""What is told to Weights & Biases, by evaluations, training runs and comparisons alike. Nothing is read back.
 
-One W&B run per (policy, scenario, seed) with job type `eval`, and one with job type `report` that holds the
-table of all runs and the folder's files as an artifact; all in one group, which is the folder's name. Runs
-have ids derived from what they mirror, so that mirroring twice (after --resume, say) updates them instead of
-adding copies.
+The files of a run stay the source of truth; W&B holds a copy of them. Offline, everything is written below the run's folder
+and sent later with ``wandb sync``. Runs have ids derived from what they mirror: mirroring twice updates them instead of adding
+copies.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import SpecError
-from .metrics import METRICS
-from .results import Results, RunResult
 
 MODES: Final = ("off", "offline", "online")
+PROJECT: Final = "aragog"
+"""Unless the environment variable WANDB_PROJECT says otherwise."""
+_LONGEST_TAG: Final = 64
 
 
-def mirror(results: Results, *, mode: str, project: str = "aragog") -> list[Path]:
-    """Copy results to W&B.
-
-    Args:
-        results: the folder.
-        mode: ``offline`` writes below the folder, to be sent later with ``wandb sync``; ``online`` sends.
-        project: W&B project.
-
-    Returns:
-        The directories of the W&B runs.
+def check_mode(mode: str) -> bool:
+    """Return whether anything is to be told.
 
     Raises:
-        SpecError: unknown mode, or wandb is not installed.
+        SpecError: unknown mode, wandb is not installed, or `online` without an account: nobody is asked for one.
     """
     if mode not in MODES:
         raise SpecError(f"unknown W&B mode '{mode}'; it is one of {', '.join(MODES)}", where="--wandb")
     if mode == "off":
-        return []
-    wandb = _import()
-    common: dict[str, Any] = {
-        "project": project,
-        "group": results.folder.resolve().name,
-        "mode": mode,
-        "dir": str(results.folder),
-        "reinit": "finish_previous",
-        "settings": wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-    }
-    directories = [_mirror_run(wandb, results, run, common) for run in results.runs]
-    directories.append(_mirror_report(wandb, results, common))
-    return directories
+        return False
+    wandb = client()
+    if mode == "online" and wandb.run is None and not wandb.login(prompt=False, verify=False):
+        raise SpecError(
+            "no W&B account is set up on this machine; run 'wandb login', or use --wandb offline and 'wandb sync' later",
+            where="--wandb",
+        )
+    return True
 
 
-def _import() -> Any:
+def client() -> Any:
+    """Return the module `wandb`.
+
+    Raises:
+        SpecError: it is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
@@ -59,66 +53,81 @@ def _import() -> Any:
     return wandb
 
 
-def _mirror_run(wandb: Any, results: Results, run: RunResult, common: dict[str, Any]) -> Path:
-    scenario = results.manifest["scenarios"][run.scenario]
-    rate = "" if run.rate_rps is None else f"-{run.rate_rps:g}rps"
-    with wandb.init(
-        id=_id(results, run.key),
-        name=f"{run.policy}-{run.seed}{rate}",
-        job_type="eval",
-        tags=_tags(results, run),
-        config={
-            "policy": run.policy,
-            "scenario": run.scenario,
-            "scenario_hash": scenario["hash"],
-            "seed": run.seed,
-            **run.config,
-            "versions": results.manifest["sessions"][run.session]["versions"],
-        },
-        **common,
-    ) as tracked:
-        tracked.summary.update({"status": run.status, "error": run.error, "wall_s": run.wall_s, **run.metrics})
-        return Path(tracked.dir).parent
+def run_id(*what: object) -> str:
+    """Return the id of the run that mirrors `what`."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def _mirror_report(wandb: Any, results: Results, common: dict[str, Any]) -> Path:
-    columns = ["policy", "scenario", "seed", "rate_rps", "status", *METRICS]
-    rows = [
-        [
-            run.policy,
-            run.scenario,
-            run.seed,
-            run.rate_rps,
-            run.status,
-            *(run.metrics.get(name) for name in METRICS),
-        ]
-        for run in results.runs
-    ]
-    with wandb.init(
-        id=_id(results, "report"),
-        name=f"report-{results.folder.resolve().name}",
-        job_type="report",
-        tags=sorted(results.manifest["scenarios"]),
-        config={"sessions": results.manifest["sessions"]},
-        **common,
-    ) as tracked:
-        tracked.log({"runs": wandb.Table(columns=columns, data=rows)})
-        artifact = wandb.Artifact(f"results-{_id(results, 'artifact')}", type="results")
-        for pattern in ("*.json*", "report.*", "episodes/*.npz", "figures/*.png"):
-            for path in sorted(results.folder.glob(pattern)):
-                artifact.add_file(str(path), name=str(path.relative_to(results.folder)))
-        tracked.log_artifact(artifact)
-        return Path(tracked.dir).parent
+def start(
+    folder: Path,
+    *,
+    mode: str,
+    key: Sequence[object],
+    name: str,
+    group: str,
+    job_type: str,
+    tags: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    resume: bool = False,
+) -> Any:
+    """Begin a W&B run and return it; it is a context manager.
+
+    Within a sweep (`aragog train --print-sweep`) the run's id is the sweep's.
+
+    Args:
+        folder: ``wandb/`` is made in it.
+        mode: ``offline`` or ``online``.
+        key: what the run mirrors; the same again is the same run.
+        name: that people see.
+        group: what it belongs to.
+        job_type: what kind of run it is.
+        tags: what people find it by; cut where W&B would refuse them.
+        config: what people filter and compare by.
+        project: W&B project; None: that of the environment, else `PROJECT`.
+        resume: go on with a run of this key that is there, rather than replace it.
+
+    Raises:
+        SpecError: see `check_mode`.
+    """
+    check_mode(mode)
+    wandb = client()
+    of_sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    return wandb.init(
+        id=of_sweep or run_id(*key),
+        name=name,
+        project=project or os.environ.get("WANDB_PROJECT", PROJECT),
+        group=group,
+        job_type=job_type,
+        tags=[tag[:_LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
+        config=dict(config or {}),
+        mode=mode,
+        dir=str(folder),
+        resume="allow" if resume else None,
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+    )
 
 
-def _tags(results: Results, run: RunResult) -> list[str]:
-    git = results.manifest["sessions"][run.session]["git"]
-    commit = [f"git-{git['commit'][:8]}"] if git else []
-    return [tag[:64] for tag in (run.policy, run.scenario, *commit)]
+def log_files(
+    run: Any, name: str, kind: str, files: Mapping[str, Path], *, aliases: Sequence[str] = (), **metadata: Any
+) -> None:
+    """Add files to a run as an artifact, a new version where they have changed.
+
+    Args:
+        run: of `start`.
+        name: of the artifact.
+        kind: its type, e.g. ``model``.
+        files: by name within the artifact.
+        aliases: names of this version, beside ``latest``.
+        **metadata: what is known about it.
+    """
+    artifact = client().Artifact(name, type=kind, metadata=metadata)
+    for inside, path in files.items():
+        artifact.add_file(str(path), name=inside)
+    run.log_artifact(artifact, aliases=["latest", *aliases])
 
 
-def _id(results: Results, what: object) -> str:
-    """Return a run id: equal for equal scenarios, first start and key."""
-    sessions = results.manifest["sessions"]
-    hashes = sorted(described["hash"] for described in results.manifest["scenarios"].values())
-    return hashlib.sha256(repr((hashes, sessions[0]["started"], what)).encode()).hexdigest()[:16]
+def directory(run: Any) -> Path:
+    """Return where a run's files are on this machine: what ``wandb sync`` is given."""
+    return Path(run.dir).parent

@@ -27,7 +27,7 @@ def recorded_log(recording: Recording) -> EpisodeLog:
     """
     compiled = compiled_scenario(recording)
     session = last_session(recording)
-    scenario, replicas = compiled.scenario, compiled.replicas
+    replicas = len(compiled.replicas)
     end_s = recording.last_s if session["ended_s"] is None else float(session["ended_s"])
     requests = list(recording.rows("requests"))
     calls = _calls(recording, compiled, int(session["session"]))
@@ -36,26 +36,16 @@ def recorded_log(recording: Recording) -> EpisodeLog:
     decisions = recording.rows("decisions")
     retries = sum(row["kind"] == "call tried again" for row in recording.rows("events"))
     return EpisodeLog(
-        scenario=scenario.name,
+        **compiled.log_header,
         policy=recording.run["policy"],
         seed=recording.run["seed"],
-        workflows=tuple(g.workflow.name for g in compiled.graphs),
-        models=tuple(m.name for m in compiled.models),
-        replicas=tuple(r.name for r in replicas),
-        replica_models=tuple(int(m) for m in compiled.workflow.route_model),
-        replica_gpus=tuple(r.tp for r in replicas),
-        replica_usd_per_hour=compiled.usd_per_hour,
-        node_names=tuple(tuple(n.name for n in g.nodes) for g in compiled.graphs),
         requests=_requests(requests, compiled),
         calls=calls,
         decision_s=np.array([row["wall_s"] for row in decisions], np.float64),
-        busy_s=np.array([_busy_s(calls[calls["route"] == r], end_s) for r in range(len(replicas))]),
-        iterations=np.zeros(len(replicas), np.int64),
+        busy_s=np.array([_busy_s(calls[calls["route"] == r], end_s) for r in range(replicas)]),
+        iterations=np.zeros(replicas, np.int64),
         duration_s=end_s,
-        warmup_requests=scenario.horizon.warmup_requests,
         truncated=session["ending"] == "horizon" and unfinished,
-        slo_s=scenario.objective.slo_s,
-        slo_scale=scenario.objective.slo_scale,
         outcome_kinds=tuple("live" for _ in compiled.graphs),
         notes={
             "backend": "live",

@@ -3,7 +3,8 @@
 An event loop in a thread of its own does the talking; two callbacks, which run in that thread, say what happened. A server is
 *down* when it refuses connections, breaks off, answers 5xx or nonsense, or does not answer at all for a while (calls in flight
 there then end). It is up again when /health answers 200 and its quarantine is over, which doubles with every failure in a
-row: a server that looks well but fails every call is not tried again and again.
+row: a server that looks well but fails every call is not tried again and again. What comes of a call that was sent before it
+came up again says nothing about the server that is there now.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class RouteState:
     failures: int = 0
     """In a row."""
     quarantined_until_s: float = 0.0
+    lives: int = 0
+    """Times it came up: a call belongs to the life in which it was sent."""
 
 
 Finished = Callable[[int, int, Completion | CallError], None]
@@ -129,6 +132,8 @@ class ServerPool:
         try:
             self._loop.run_until_complete(self._main())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            # What generators of answers that were not read to their end still have to close, asyncio closes in tasks.
+            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
         finally:
             self._all_up.set()
             self._loop.close()
@@ -154,18 +159,22 @@ class ServerPool:
             self._calls[ticket][1].cancel()
 
     async def _call(self, ticket: int, route: int, request: CompletionRequest) -> Completion | CallError:
+        life = self.routes[route].lives
         try:
+            result: Completion | CallError
             result = await self._clients[route].complete(request, lambda: self._started.add(ticket))
-            self._set(route, failures=0)
-            return result
         except CallError as error:
-            if error.kind in DOWN_KINDS:
-                self._down(route, str(error))
-            return error
+            result = error
         except Exception as error:
             # Whatever it is, the call must not be lost without a word.
-            self._down(route, f"{type(error).__name__}: {error}")
-            return CallError("garbage", f"{type(error).__name__}: {error}")
+            result = CallError("garbage", f"{type(error).__name__}: {error}")
+        if life != self.routes[route].lives:
+            return result
+        if isinstance(result, Completion):
+            self._set(route, failures=0)
+        elif result.kind in DOWN_KINDS:
+            self._down(route, str(result))
+        return result
 
     def _ended(self, ticket: int, route: int, task: asyncio.Task[Completion | CallError]) -> None:
         """Say what came of a call; also of one that was broken off before it began."""
@@ -190,7 +199,7 @@ class ServerPool:
                 await self._read(route)
             elif self._clock() >= self.routes[route].quarantined_until_s and await self._clients[route].health():
                 self._silent_since.pop(route, None)
-                self._set(route, up=True, reason="")
+                self._set(route, up=True, reason="", lives=self.routes[route].lives + 1)
                 self._changed(route, self.routes[route])
                 await self._read(route)
                 if all(state.up for state in self.routes):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import SpecError
+from ..files import write_atomically
 from .endpoints import Endpoint
 from .process import Identity
 
@@ -62,13 +63,8 @@ def default_folder(name: str) -> Path:
 
 def write_state(folder: Path, state: ClusterState) -> None:
     """Write the state, whole or not at all; readable by its owner only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{os.getpid()}"
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"schema": SCHEMA, **asdict(state)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / FILE)
+    text = json.dumps({"schema": SCHEMA, **asdict(state)}, indent=1)
+    write_atomically(folder / FILE, text.encode(), mode=0o600)
 
 
 def read_state(folder: Path) -> ClusterState:

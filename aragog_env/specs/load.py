@@ -150,8 +150,13 @@ def list_presets(kind: Kind) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (PRESETS / kind).glob("*.yaml")))
 
 
+def anchored(name: str, folder: Path) -> str:
+    """Return a name as it is, and a path as seen from the folder of the file that holds it."""
+    return _absolute(name, folder) if _is_path(name) else name
+
+
 def _reference(load: Callable[..., T], folder: Path, name: str, where: str) -> T:
-    return load(_absolute(name, folder) if _is_path(name) else name, where=where)
+    return load(anchored(name, folder), where=where)
 
 
 def _is_path(name: str | Path) -> bool:

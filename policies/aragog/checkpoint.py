@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aragog_env.errors import SpecError
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
 from aragog_env.outcomes import OutcomeTable
 
 from .heads import HIDDEN_LAYERS, Floats, HeadStack

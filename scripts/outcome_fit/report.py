@@ -275,8 +275,8 @@ def _texts(fit: Fit) -> list[str]:
         ),
         *table(header, rows),
         *prose(
-            "A stronger embedding would tell more: raise `text_difficulty` and `text_strength` to see what that is "
-            "worth. We measured no other embedding."
+            "A stronger embedding tells more: docs/router.md has what all-MiniLM-L6-v2 tells (`python -m "
+            "scripts.measure_embedder`), and docs/reproduction.md what that is worth."
         ),
     ]  # fmt: skip
 

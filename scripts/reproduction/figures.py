@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
 from aragog_env.harness.plots import draw, to_png
 
 from . import paper

@@ -83,7 +83,7 @@ class Measured:
         Raises:
             AragogError: a run is missing or failed.
         """
-        scenario = pair.on(setting.cluster).name
+        scenario = pair.on(setting.cluster, setting.texts).name
         points = []
         for rate in sorted(rates_rps):
             runs = [self._run(setting.policy, scenario, seed, rate) for seed in range(self.seeds)]

@@ -22,6 +22,7 @@ from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
 from aragog_env.specs.scenario import Scenario
 
+from .embedders import told_by
 from .paper import FAMILIES, WORKFLOWS
 
 ABLATED: Final = ("self_refine_humaneval", "voting_mmlu_pro")
@@ -38,6 +39,8 @@ class Setting:
 
     policy: str
     cluster: str
+    texts: str = ""
+    """Embedder that queries' features tell as much as; empty: as n-grams do."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Size:
     """Where Aragog's viable sets come from; the learned router's time is charged to the clock."""
     snapshots: int = 0
     """Rounds on which searches are compared, per polling period."""
-    embedder: str = ""
-    """Checkpoint of a router with another embedder, to compare it."""
+    embedder: str = "minilm"
+    """Another embedder than n-grams, to compare it; empty: none. See `embedders.told_by`."""
 
     def aragog(self, **options: object) -> str:
         """Return Aragog's policy name with these options."""
@@ -93,17 +96,19 @@ class Pair:
         """Name of the scenario preset."""
         return f"aragog-{self.workflow}-{self.family}"
 
-    def on(self, cluster: str) -> Scenario:
-        """Return the scenario on a cluster; another cluster than its own shows in the name."""
-        return _scenario_on(self.scenario, cluster)
+    def on(self, cluster: str, texts: str = "") -> Scenario:
+        """Return the scenario on a cluster; another cluster or embedder than its own shows in the name."""
+        return _scenario_on(self.scenario, cluster, texts)
 
 
 @lru_cache(maxsize=128)
-def _scenario_on(name: str, cluster: str) -> Scenario:
+def _scenario_on(name: str, cluster: str, texts: str) -> Scenario:
     scenario = load_scenario(name)
+    if texts:
+        scenario = replace(override(scenario, outcomes=[told_by(texts, scenario)]), name=f"{name}+{texts}")
     if cluster == scenario.cluster.name:
         return scenario
-    return replace(override(scenario, cluster=cluster), name=f"{name}@{cluster}")
+    return replace(override(scenario, cluster=cluster), name=f"{scenario.name}@{cluster}")
 
 
 def main_settings(pair: Pair, size: Size) -> dict[str, Setting]:
@@ -152,14 +157,14 @@ def ablation_settings(pair: Pair, size: Size) -> dict[str, dict[str, Setting]]:
         "no_look_ahead": size.aragog(look_ahead="false"),
         "lifo": size.aragog(order="lifo"),
     }
-    if size.embedder:
-        variants["embedder"] = named("aragog", size.embedder, charge_routing="true")
     for rule in ("viable_shortest_queue", "viable_power_of_two", "viable_random"):
         variants[rule] = named(rule, size.viable, charge_routing="true")
     result = {name: {"aragog": Setting(policy, own)} for name, policy in variants.items()}
     result["same_cluster"] = {"aragog": Setting("aragog:oracle", other)}
     usual, tied = main_settings(pair, size), TIED_STAGES[pair.workflow]
     result["constrained"] = {name: replace(s, policy=f"{s.policy},same={tied}") for name, s in usual.items()}
+    if size.embedder:
+        result["embedder"] = {name: replace(s, texts=size.embedder) for name, s in usual.items()}
     result["4_gpus"] = {name: replace(s, cluster=FOUR_GPUS) for name, s in usual.items()}
     result["no_second_replica"] = {name: replace(s, cluster=own) for name, s in usual.items() if name != "aragog"}
     result["per_workflow_2_points"] = {"per_workflow": Setting("per_workflow:oracle,tolerance=0.02", other)}
@@ -225,7 +230,7 @@ def all_runs(size: Size) -> list[Runs]:
     for pair, setting, rates in _wanted(size):
         wanted.setdefault((pair, setting), set()).update(rates)
     return [
-        Runs(pair, setting, pair.on(setting.cluster), tuple(sorted(rates)))
+        Runs(pair, setting, pair.on(setting.cluster, setting.texts), tuple(sorted(rates)))
         for (pair, setting), rates in sorted(wanted.items(), key=lambda item: (item[0][0].scenario, item[0][1].cluster))
     ]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aragog_env.harness.episodes import write_atomically
+from aragog_env.files import write_atomically
 
 from ..beam_quality import POLLS_S, compare, snapshots
 

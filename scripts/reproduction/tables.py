@@ -30,7 +30,7 @@ LABELS: Final = {
     "no_tie_break": "tie-break off",
     "no_look_ahead": "look-ahead off",
     "lifo": "youngest request first",
-    "embedder": "another embedder",
+    "embedder": "another embedder: all-MiniLM-L6-v2 instead of n-grams",
     "constrained": "constrained space",
     "4_gpus": "4 GPUs",
     "same_cluster": "oracle, on the baselines' cluster with the second small replica",

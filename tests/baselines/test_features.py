@@ -10,7 +10,6 @@ from toys import together
 
 from aragog_env.backends.sim import SimBackend
 from aragog_env.compiled_scenario import compile_scenario
-from aragog_env.encoding import to_action
 from aragog_env.errors import SpecError
 from aragog_env.observation import PairFeature
 from aragog_env.specs.load import load_scenario
@@ -22,7 +21,7 @@ from baselines.learned import SlotEncoder
 from baselines.training_env import TrainingEnv, random_actions
 from policies.aragog.policy import AragogPolicy
 
-OPEN, KEPT, WORK, LOAD = (len(PairFeature) + extra for extra in PairExtra)
+OPEN, KEPT, WORK, LOAD, PRICE, BEST, CAPTIVE = (len(PairFeature) + extra for extra in PairExtra)
 
 FREE, VIABLE = Rules("none", hold=0.0, wait=True), Rules("oracle", hold=0.0, wait=True)
 
@@ -64,14 +63,13 @@ def test_masks_are_those_of_aragog_on_whole_episodes(seed: int) -> None:
         expected = aragog_mask(policy, view, slots)
         assert (mask[0, :-1].reshape(slots, -1) == expected).all()
         assert (pairs[0, :, :, OPEN] == expected).all()
-        observation, seen = encoder.encode(view)
-        assert seen.tobytes() == pairs[0].tobytes()
-        assert (observation["action_mask"][:-1] == mask[0, :-1]).all()
-        assert (observation["routes"] == routes[0]).all()
+        seen = encoder.encode(view)
+        assert seen.pairs.tobytes() == pairs[0].tobytes()
+        assert (seen.mask[:-1] == mask[0, :-1]).all()
+        assert (seen.routes == routes[0]).all()
         narrowed += int((view.allowed[:slots] & ~expected[: len(view.calls)]).sum())
-        observation["action_mask"][-1] = mask[0, -1]  # a view does not always tell that waiting would end
         action = random_actions(mask, rng)
-        backend.step(to_action(observation, int(action[0])))
+        backend.step(seen.action(int(action[0])))
         env.step(action)
         decisions += 1
     assert decisions > 200 and narrowed >= 10
@@ -122,13 +120,13 @@ def test_share_and_work_by_hand() -> None:
     words = np.packbits(viable[order], bitorder="little")
     encoder._bits = {(0, q): np.array([int(words[0]) + 256 * int(words[1])], np.uint64) for q in range(16)}
     backend.reset(0)
-    _, pairs = encoder.encode(backend.view())
+    pairs = encoder.encode(backend.view()).pairs
     assert pairs[0, :, OPEN].tolist() == [1, 1, 1] and (pairs[1:] == 0).all()
     assert pairs[0, :, KEPT] == pytest.approx([1 / 3] * 3)
     seconds = pairs[0, :, WORK] * 10 / (1 - pairs[0, :, WORK])
     assert seconds == pytest.approx([0.033, 0.033, 0.088], rel=1e-4)
-    backend.step(to_action(encoder.encode(backend.view())[0], 0))  # the first call to small: medium must follow
-    _, pairs = encoder.encode(backend.view())
+    backend.step(encoder.encode(backend.view()).action(0))  # the first call to small: medium must follow
+    pairs = encoder.encode(backend.view()).pairs
     assert pairs[0, :, OPEN].tolist() == [0, 1, 0] and pairs[0, :, KEPT].tolist() == [0, 1, 0]
     assert pairs[0, 1, WORK] * 10 / (1 - pairs[0, 1, WORK]) == pytest.approx(0.022, rel=1e-4)
 
@@ -138,8 +136,8 @@ def test_a_request_that_left_its_set_may_use_any_candidate() -> None:
     encoder = SlotEncoder(backend.scenario, FREE, 4)
     encoder._bits = {(0, q): np.zeros(1, np.uint64) for q in range(16)}
     backend.reset(0)
-    observation, pairs = encoder.encode(backend.view())
-    assert observation["action_mask"][:3].tolist() == [1, 1, 1] and pairs[0, :, KEPT].tolist() == [0, 0, 0]
+    seen = encoder.encode(backend.view())
+    assert seen.mask[:3].tolist() == [1, 1, 1] and seen.pairs[0, :, KEPT].tolist() == [0, 0, 0]
 
 
 def test_unknown_sources_are_refused() -> None:
@@ -156,14 +154,14 @@ def test_servers_at_their_saturation_point_get_no_more() -> None:
     backend.reset(0)
     encoder = SlotEncoder(backend.scenario, Rules(hold=0.5), 4)
     for sent in range(12):
-        observation, pairs = encoder.encode(backend.view())
+        seen = encoder.encode(backend.view())
         full = sent // 4
-        assert pairs[0, :, OPEN].tolist() == [float(r >= full) for r in range(3)]
-        assert pairs[0, full, LOAD] == pytest.approx((sent % 4) / (sent % 4 + 8))
-        assert observation["action_mask"][-1] == 0  # something can be sent
-        backend.step(to_action(observation, full))
-    observation, _ = encoder.encode(backend.view())
-    assert not observation["action_mask"][:-1].any() and observation["action_mask"][-1] == 1
+        assert seen.pairs[0, :, OPEN].tolist() == [float(r >= full) for r in range(3)]
+        assert seen.pairs[0, full, LOAD] == pytest.approx((sent % 4) / (sent % 4 + 8))
+        assert seen.mask[-1] == 0  # something can be sent
+        backend.step(seen.action(full))
+    seen = encoder.encode(backend.view())
+    assert not seen.mask[:-1].any() and seen.mask[-1] == 1
 
 
 def test_waiting_is_open_only_where_the_rules_say_so() -> None:

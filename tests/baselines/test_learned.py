@@ -103,7 +103,7 @@ def test_a_policy_shows_as_many_calls_as_in_training_and_runs_on_other_clusters(
     for place in (scenario(10), override(scenario(10), cluster="qwen-16xh100-replicated"), load_scenario("toy")):
         log = run_episode(policy, name, SimBackend(place), 1)
         assert np.isfinite(log.requests["finish_s"]).all()
-        assert policy._encoder._shape == (3, len(place.cluster.expand()))
+        assert policy._encoder._shown.pairs.shape[1:3] == (3, len(place.cluster.expand()))
 
 
 def test_viable_sets_can_be_overridden(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def refused(name: str) -> str:
 def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = write(tmp_path / "m.safetensors")
     raw = path.read_bytes()
-    assert "policy 'ppo' needs a trained model: ppo:PATH" in refused("ppo")
+    assert "policy 'dqn' needs a trained model: dqn:PATH" in refused("dqn")
     assert "there is no such model" in refused(f"ppo:{tmp_path / 'nowhere'}")
     assert "there is no such model" in refused(f"ppo:{tmp_path / 'empty'}".replace("empty", ""))
     assert "this is a model of 'ppo', not of 'dqn'" in refused(f"dqn:{path}")
@@ -149,7 +149,7 @@ def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_bytes(content)
         assert "not a complete model" in refused(f"ppo:{tmp_path / name}"), name
-    (tmp_path / "old").write_bytes(raw.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+    (tmp_path / "old").write_bytes(raw.replace(f'\\"schema\\": {SCHEMA}'.encode(), b'\\"schema\\": 9'))
     assert f"another schema than {SCHEMA}" in refused(f"ppo:{tmp_path / 'old'}")
     (tmp_path / "rules").write_bytes(raw.replace(b'\\"hold\\"', b'\\"hols\\"'))
     assert "other rules than this version knows" in refused(f"ppo:{tmp_path / 'rules'}")

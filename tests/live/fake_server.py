@@ -97,10 +97,12 @@ class FakeServer:
         started()
         await self._over.wait()
         server.close()
-        for _ in range(4):  # connections that were being accepted come late, and what was aborted closes its socket
+        while asyncio.all_tasks() - {asyncio.current_task()}:  # connections that are being accepted have tasks too
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
+        for _ in range(5):  # what was aborted closes its socket
+            await asyncio.sleep(0)
 
     def _die(self) -> None:
         self._over.set()

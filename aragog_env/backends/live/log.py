@@ -48,32 +48,21 @@ def live_log(episode: LiveEpisode) -> EpisodeLog:
     A failed request never finishes: metrics count it among the unfinished. Attempts that failed are not among the calls; the
     recording has them. When the engine first scheduled a call cannot be seen from outside: `start_s` is nan.
     """
-    compiled, scenario = episode.compiled, episode.compiled.scenario
+    compiled = episode.compiled
     traces = [trace for trace in episode.traces.values() if not trace.failed]
     traces.sort(key=lambda trace: trace.dispatch_s)
-    replicas = compiled.replicas
-    objective = scenario.objective
+    replicas = len(compiled.replicas)
     return EpisodeLog(
-        scenario=scenario.name,
+        **compiled.log_header,
         policy="",
         seed=-1,
-        workflows=tuple(g.workflow.name for g in compiled.graphs),
-        models=tuple(m.name for m in compiled.models),
-        replicas=tuple(r.name for r in replicas),
-        replica_models=tuple(int(m) for m in compiled.workflow.route_model),
-        replica_gpus=tuple(r.tp for r in replicas),
-        replica_usd_per_hour=compiled.usd_per_hour,
-        node_names=tuple(tuple(n.name for n in g.nodes) for g in compiled.graphs),
         requests=_requests(episode),
         calls=_calls(traces),
         decision_s=np.array(episode.decided_s, np.float64),
-        busy_s=np.array([_busy_s(traces, r, episode.now_s) for r in range(len(replicas))]),
-        iterations=np.zeros(len(replicas), np.int64),
+        busy_s=np.array([_busy_s(traces, r, episode.now_s) for r in range(replicas)]),
+        iterations=np.zeros(replicas, np.int64),
         duration_s=episode.duration_s if episode.done else episode.now_s,
-        warmup_requests=scenario.horizon.warmup_requests,
         truncated=episode.truncated,
-        slo_s=objective.slo_s,
-        slo_scale=objective.slo_scale,
         outcome_kinds=tuple("live" for _ in compiled.graphs),
         notes={
             "backend": "live",

@@ -1,0 +1,157 @@
+"""Train the learned schedulers that are shipped, and compare them with Aragog and all other policies.
+
+    python -m scripts.train_baselines [--quick] [--out results/baselines]
+
+For each of the five Qwen pairs: Aragog's throughput ceiling is measured; a network learns to imitate the rule `shortest_work`;
+PPO goes on from there; all policies are compared on traffic that no training saw, at three loads, on another cluster and with
+real Azure arrivals. Everything lands in the results folder as it comes, and the same command goes on where it was interrupted.
+Writes baselines.md, figures/*.png, models/*.safetensors; `--ship` copies the models into the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from aragog_env.errors import AragogError
+from aragog_env.files import write_atomically
+from aragog_env.harness.evaluate import policy_maker, run_jobs
+from aragog_env.harness.jobs import Job, simulated
+from aragog_env.harness.pool import Pool, usable_cores
+from aragog_env.harness.progress import automatic
+from aragog_env.harness.results import Results, open_for_writing, read
+from aragog_env.registry import make_policy
+from baselines.learned import SHIPPED
+
+from .learning import decisions, plots, tables
+from .learning.plan import (
+    FULL,
+    LEARNED,
+    OTHER_CLUSTER,
+    OTHERS,
+    QUICK,
+    REFERENCE,
+    RULE,
+    Size,
+    ceiling_job,
+    ceiling_rps,
+    table_jobs,
+    unseen_jobs,
+)
+from .learning.train import train_pair
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one pair, one load, hardly any training: minutes")
+    parser.add_argument("--out", type=Path, help="results folder (default: results/baselines, or -quick)")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with azure_llm_2023 (docs/datasets.md)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: one per core)")
+    parser.add_argument("--shipped", action="store_true", help="train nothing, compare the models in the repository")
+    parser.add_argument("--ship", action="store_true", help="copy the trained models into the repository")
+    parser.add_argument("--plot", action="store_true", help="only draw the learning curves of what is on disk")
+    parser.add_argument("--report-only", action="store_true", help="only write the report from what is on disk")
+    options = parser.parse_args(arguments)
+    size = QUICK if options.quick else FULL
+    out: Path = options.out or Path("results") / ("baselines-quick" if options.quick else "baselines")
+    models = SHIPPED if options.shipped else out / "models"
+    try:
+        if not (options.plot or options.report_only):
+            run(size, out, models, options.data, options.workers, train=not options.shipped)
+        if not options.plot:
+            ceilings = _ceilings(read(out / "ceilings"), size)
+            text = tables.report(read(out / "table"), size, options.data, ceilings, out)
+            write_atomically(out / "baselines.md", text.encode())
+            print(text)
+        print(*plots.learning_curves(out / "runs", out / "figures"), sep="\n")
+        if options.ship:
+            SHIPPED.mkdir(exist_ok=True)
+            for file in sorted(models.glob("*.safetensors")):
+                shutil.copyfile(file, SHIPPED / file.name)
+    except AragogError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(size: Size, out: Path, models: Path, data: Path, workers: int, *, train: bool) -> None:
+    """Measure the ceilings, train, measure the time of decisions, and compare."""
+    begin = time.perf_counter()
+    ceilings = _ceilings(execute(_ceiling_jobs(size, out / "ceilings"), size, out / "ceilings", models, workers), size)
+    if train:
+        train_all(size, ceilings, out, models, workers)
+        print(f"ceilings and training: {time.perf_counter() - begin:.0f} s")
+    if not (out / "decisions.json").exists():
+        measured = {pair: decisions.measure(pair, size, ceilings[pair], models) for pair in size.pairs}
+        write_atomically(out / "decisions.json", json.dumps(measured, indent=1).encode() + b"\n")
+    times: dict[str, decisions.Times] = json.loads((out / "decisions.json").read_text())
+    table = out / "table"
+    jobs = [*table_jobs(size, ceilings, table), *unseen_jobs(size, ceilings, table, data)]
+    jobs += decisions.charged_jobs(size, ceilings, table, times)
+    execute(jobs, size, table, models, workers)
+
+
+def train_all(size: Size, ceilings: dict[str, float], out: Path, models: Path, workers: int) -> None:
+    """Train all pairs, one per process."""
+    if workers == 1:
+        for pair in size.pairs:
+            train_pair(pair, size, ceilings[pair], out / "runs", models)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(train_pair, pair, size, ceilings[pair], out / "runs", models) for pair in size.pairs]
+        for future in futures:
+            future.result()
+
+
+def execute(jobs: Iterable[Job], size: Size, out: Path, models: Path, workers: int) -> Results:
+    """Run the episodes that are not on disk yet."""
+    jobs = list(jobs)
+    scenarios = list({job.scenario.name: job.scenario for job in jobs}.values())
+    names = [REFERENCE, RULE, *LEARNED, *OTHERS]
+    maker = policy_maker(
+        {name: partial(make_policy, f"{name}:{models}" if name in LEARNED else name) for name in names}
+    )
+    settings = {"policies": names, "size": size.name}
+    progress = automatic()
+    with open_for_writing(
+        out, scenarios, kind="evaluate", resume=(out / "manifest.json").exists(), settings=settings
+    ) as results:
+        with Pool(workers, maker, simulated) as pool:
+            try:
+                run_jobs(results, jobs, pool, progress)
+            finally:
+                progress.end()
+    return results
+
+
+def _ceiling_jobs(size: Size, out: Path) -> list[Job]:
+    return [ceiling_job(pair, size, out, cluster) for pair in size.pairs for cluster in ("", OTHER_CLUSTER)]
+
+
+def _ceilings(results: Results, size: Size) -> dict[str, float]:
+    """Return Aragog's ceilings by pair, and by ``PAIR on CLUSTER``."""
+    return {
+        pair + (f" on {cluster}" if cluster else ""): ceiling_rps(
+            results, ceiling_job(pair, size, results.folder, cluster)
+        )
+        for pair in size.pairs
+        for cluster in ("", OTHER_CLUSTER)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

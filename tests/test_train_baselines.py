@@ -1,0 +1,79 @@
+"""`python -m scripts.train_baselines`: what it plans, how it compares, and that a small run goes from traffic to table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from aragog_env.harness.results import RunResult
+from scripts.learning.plan import FULL, LEARNED, PAIRS, QUICK, REFERENCE, RULE, at_load, azure, charged, table_jobs
+from scripts.learning.tables import jct_change
+from scripts.train_baselines import main
+
+CEILINGS = dict.fromkeys(PAIRS, 10.0)
+
+
+def test_every_cell_is_run_once_on_the_same_seeds_for_all_that_are_compared(tmp_path: Path) -> None:
+    jobs = list(table_jobs(FULL, CEILINGS, tmp_path))
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert len({job.scenario.name for job in jobs}) == len(PAIRS) * len(FULL.loads)
+    for policy in (REFERENCE, RULE, *LEARNED):
+        seeds = [job.seed for job in jobs if job.policy == policy]
+        assert sorted(set(seeds)) == list(range(FULL.seeds)) and len(seeds) == 15 * FULL.seeds
+
+
+def test_a_load_is_a_share_of_the_ceiling() -> None:
+    scenario = at_load("text_to_sql_bird", FULL, 0.9, 20.0)
+    assert scenario.workload.arrivals.rate_rps == 18.0 and scenario.horizon.requests == FULL.requests
+    assert scenario.horizon.warmup_requests == FULL.requests // 10 and scenario.name == "text_to_sql_bird at 0.9"
+    paid = charged(scenario, 0.25)
+    assert paid.cluster.decision_ms == 0.25 and paid.name != scenario.name
+
+
+def test_without_the_trace_its_fitted_arrivals_are_taken(tmp_path: Path) -> None:
+    fitted = azure("text_to_sql_bird", FULL, 20.0, tmp_path)
+    assert fitted.workload.arrivals.kind == "mmpp" and fitted.workload.arrivals.rate_rps == 18.0
+    folder = tmp_path / "azure_llm_2023"
+    folder.mkdir()
+    (folder / "AzureLLMInferenceTrace_conv.csv.gz").write_bytes(b"")
+    traced = azure("text_to_sql_bird", FULL, 20.0, tmp_path)
+    assert traced.workload.arrivals.kind == "trace" and traced.workload.arrivals.rate_rps == 18.0
+    assert traced.name != fitted.name
+
+
+def run(policy: str, seed: int, jct_s: float) -> RunResult:
+    return RunResult(policy, "any", seed, metrics={"jct_mean_s": jct_s})
+
+
+def test_changes_are_paired_by_seed() -> None:
+    """Seeds differ threefold, the policy is a fifth faster on each: the interval is about that, not about the seeds."""
+    reference = {seed: run(REFERENCE, seed, 10.0 * (1 + seed)) for seed in range(5)}
+    ours = {seed: run("ppo", seed, 8.0 * (1 + seed) * (1 + 0.01 * (-1) ** seed)) for seed in range(4)}
+    change = jct_change({REFERENCE: reference, "ppo": ours}, "ppo")
+    assert change.value == pytest.approx(-0.2) and change.n == 4
+    assert -0.25 < change.low < -0.2 < change.high < -0.15
+    assert np.isfinite(change.low)
+
+
+@pytest.mark.slow
+def test_a_small_run_trains_compares_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = replace(QUICK, requests=60, imitated=200, steps=9_000)
+    monkeypatch.setattr("scripts.train_baselines.QUICK", size)
+    assert main(["--quick", "--out", str(tmp_path), "--workers", "1", "--data", str(tmp_path)]) == 0
+    report = (tmp_path / "baselines.md").read_text()
+    for text in (PAIRS[0], "ppo", "imitation", "qwen-16xh100-replicated", "azure-conv-mmpp", "Time of decisions"):
+        assert text in report
+    files = sorted(file.name for file in (tmp_path / "models").iterdir())
+    assert files == [f"{kind}-{PAIRS[0]}.safetensors" for kind in ("imitation", "ppo")]
+    assert (tmp_path / "figures" / f"ppo-{PAIRS[0]}.png").stat().st_size > 5_000
+    lines = (tmp_path / "table" / "results.jsonl").read_text()
+    assert main(["--quick", "--out", str(tmp_path), "--workers", "1", "--data", str(tmp_path)]) == 0
+    assert (tmp_path / "table" / "results.jsonl").read_text() == lines
+    assert (tmp_path / "baselines.md").read_text() == report

@@ -40,8 +40,9 @@ def test_features_tell_as_much_as_asked(tmp_path: Path, monkeypatch: pytest.Monk
     scenario = load_scenario(SCENARIO)
     poor, rich = told_by("poor", scenario), told_by("rich", scenario)
     assert told(poor).right_auc + 0.1 < told(rich).right_auc
-    tables = [OutcomeTable.load(path) for path in (poor, rich)]
-    assert np.allclose(tables[0].p_correct.mean(axis=0), tables[1].p_correct.mean(axis=0), atol=0.02), "as accurate"
+    accuracy, other = (OutcomeTable.load(path).p_correct.mean(axis=0) for path in (poor, rich))
+    assert np.allclose(accuracy[[0, -1]], other[[0, -1]], atol=1e-3), "as accurate where one model does everything"
+    assert np.allclose(accuracy, other, atol=0.05)
     with pytest.raises(SpecError, match=r"scripts\.measure_embedder unheard"):
         told_by("unheard", scenario)
 
@@ -64,7 +65,7 @@ def test_the_committed_shares_are_of_all_workflows() -> None:
 def test_measuring_on_real_questions() -> None:
     source = read(DATA)
     few = replace(source, texts={name: source.texts["CRUXEval"] for name in ("CRUXEval", "MMLU")})
-    found = measure("ngrams:64", few, Size(models=4, pairs=4, replicates=1, steps=3))
+    found = measure("ngrams:64", few, Size(models=8, pairs=6, replicates=1, steps=2))
     fit = found["datasets"]["CRUXEval"]
     assert fit["queries"] == 800 and 0.55 < fit["real"]["right_auc"] < 0.7
     assert 0 < found["workflows"]["text_to_sql_bird"]["text_difficulty"] < 0.6

@@ -28,11 +28,12 @@ from .outcome_fit import estimates
 from .outcome_fit.data import DATA, NEEDED
 from .outcome_fit.fit import LIKE, Public, Size, TextFit, fit_text, of_dataset, read
 from .outcome_fit.text import Floats, embed
+from .pages import write_part
 from .reproduction.embedders import SHARES
 from .reproduction.tables import table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "router.md"
-BEGIN, END = "<!-- begin: python -m scripts.measure_embedder -->\n", "<!-- end of embedders -->\n"
+COMMAND = "python -m scripts.measure_embedder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     known[options.embedder] = found
     options.out.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    page = options.page.read_text()
-    before, _, rest = page.partition(BEGIN)
-    options.page.write_text(before + BEGIN + markdown(known) + END + rest.partition(END)[2])
+    write_part(options.page, COMMAND, markdown(known))
     print(markdown(known))
     return 0
 

@@ -21,8 +21,11 @@ from aragog_env.errors import AragogError
 from aragog_env.recording import Recording
 from aragog_env.recording.run import last_session
 
+from .pages import write_part
+
 CALIBRATION: Final = ("least_loaded", "random", "fixed:largest", "fixed:smallest")
 HELD_OUT: Final = ("aragog", "per_input", "fixed:largest", "least_loaded")
+COMMAND: Final = "python -m scripts.measure_fidelity --page docs/replay.md"
 SEEDS: Final = {"calibration": 100, "held-out": 0}
 
 
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-stolen", type=float, default=0.03, metavar="SHARE", help="default: %(default)s")
     parser.add_argument("--tries", type=int, default=3, help="per run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/fidelity"), help="folder (default: %(default)s)")
+    parser.add_argument("--page", type=Path, help="also write the report into this page, e.g. docs/replay.md")
     options = parser.parse_args(arguments)
     rates = options.rate or [0.5, 1.5]
     chosen: dict[str, list[str]] = {}
@@ -56,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status := cli.main(["calibrate", *chosen["calibration"], "--out", cluster]):
         return status
     words = ["fidelity", *chosen["held-out"], "--calibration", cluster, "--decide-again", "--out", str(options.out)]
-    return cli.main(words)
+    status = cli.main(words)
+    if options.page and (report := options.out / "fidelity.md").exists():
+        # Without its title, and one level below the section that it becomes a part of.
+        text = report.read_text(encoding="utf-8").partition("\n")[2].replace("\n## ", "\n### ")
+        write_part(options.page, COMMAND, text)
+    return status
 
 
 def quiet_run(policy: str, rate_rps: float, seed: int, folder: Path, options: argparse.Namespace) -> Path:

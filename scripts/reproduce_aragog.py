@@ -25,11 +25,14 @@ from aragog_env.harness.pool import Pool, usable_cores
 from aragog_env.harness.progress import Progress, automatic
 from aragog_env.harness.results import Results, finite, open_for_writing, read
 
+from .pages import write_part
 from .reproduction import figures, routing, search, tables
 from .reproduction.findings import collect, plain
 from .reproduction.measure import Measured
 from .reproduction.paper import FAMILIES
 from .reproduction.plan import FULL, QUICK, Runs, Size, all_runs, jobs_for
+
+COMMAND = "python -m scripts.reproduce_aragog --page docs/reproduction.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--family", action="append", choices=list(FAMILIES), help="these families of models only, repeatable"
     )
     parser.add_argument("--report-only", action="store_true", help="write tables and figures from what is on disk")
+    parser.add_argument("--page", type=Path, help="also write the report into this page, e.g. docs/reproduction.md")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     if options.family:
@@ -52,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         size = replace(size, families=tuple(dict.fromkeys(options.family)), ablated=ablated)
     out = options.out or Path("results") / ("reproduction-quick" if options.quick else "reproduction")
     try:
-        reproduce(size, out, workers=options.workers, run=not options.report_only)
+        data = reproduce(size, out, workers=options.workers, run=not options.report_only)
+        if options.page:
+            write_part(options.page, COMMAND, tables.markdown(data).partition("\n")[2])
     except AragogError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -26,8 +26,10 @@ from policies.aragog.selection import with_largest
 from policies.aragog.store import find_or_train
 from policies.aragog.training import labelling_run
 
+from .pages import write_part
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "router.md"
-BEGIN, END = "<!-- begin: python -m scripts.router_report --write -->\n", "<!-- end -->\n"
+COMMAND = "python -m scripts.router_report --write"
 SAMPLE = 200
 BATCH = 64
 
@@ -67,9 +69,7 @@ def main() -> None:
     text = markdown(reports) + "\n" + times_table(times) + "\n" + embedding_line()
     print(text)
     if options.write:
-        page = PAGE.read_text()
-        before, rest = page.split(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+        write_part(PAGE, COMMAND, text)
 
 
 def held_out_scores(router: Router, vectors: Floats) -> Floats:

@@ -28,12 +28,13 @@ from .arithmetic.pipeline import pipeline_report
 from .arithmetic.recipes import RECIPES, recipe
 from .arithmetic.scoring import score
 from .arithmetic.training import Recipe, Run, describe, start, train
+from .pages import replaced
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "workflows" / "arithmetic"
 DOCS: Final = ROOT / "docs" / "arithmetic.md"
-BEGIN: Final = "<!-- models: written by scripts/train_arithmetic.py -->\n"
-END: Final = "<!-- /models -->"
+COMMAND: Final = "python -m scripts.train_arithmetic --report-only"
+"""What the part of the page is named after."""
 SCORED: Final = 500
 """Test examples of each stage in the report."""
 
@@ -123,8 +124,7 @@ def with_table(text: str, report: dict[str, Any]) -> str:
         f"The largest verifier repairs {whole['repaired_by_largest_verifier']:.0%} of what is wrong with the smallest one, "
         f"over all configurations,\nand spoils {whole['spoilt_by_largest_verifier']:.1%} of what is right."
     )
-    head, _, rest = text.partition(BEGIN)
-    return head + BEGIN + "\n".join(rows) + "\n\n" + note + "\n" + END + rest.partition(END)[2]
+    return replaced(text, COMMAND, "\n".join(rows) + "\n\n" + note)
 
 
 def _scores(model: Llama) -> dict[str, float]:

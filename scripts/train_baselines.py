@@ -16,31 +16,27 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from aragog_env.errors import AragogError
 from aragog_env.files import write_atomically
-from aragog_env.harness.evaluate import policy_maker, run_jobs
-from aragog_env.harness.jobs import Job, simulated
+from aragog_env.harness.evaluate import run_jobs
+from aragog_env.harness.jobs import Episodes, Job, registered_policy
 from aragog_env.harness.pool import Pool, usable_cores
 from aragog_env.harness.progress import automatic
 from aragog_env.harness.results import Results, open_for_writing, read
-from aragog_env.registry import make_policy
 from baselines.learned import SHIPPED
 
 from .learning import decisions, plots, tables
 from .learning.plan import (
     FULL,
-    LEARNED,
     OTHER_CLUSTER,
-    OTHERS,
     QUICK,
-    REFERENCE,
-    RULE,
+    Case,
+    Ceilings,
     Size,
+    cases,
     ceiling_job,
     ceiling_rps,
     table_jobs,
@@ -71,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             run(size, out, models, options.data, options.workers, train=not options.shipped)
         if not options.plot:
             ceilings = _ceilings(read(out / "ceilings"), size)
-            text = tables.report(read(out / "table"), size, options.data, ceilings, out)
+            text = tables.report(read(out / "table"), size, options.data, ceilings, out, models)
             write_atomically(out / "baselines.md", text.encode())
             print(text)
         print(*plots.learning_curves(out / "runs", out / "figures"), sep="\n")
@@ -91,46 +87,40 @@ def main(arguments: list[str] | None = None) -> int:
 def run(size: Size, out: Path, models: Path, data: Path, workers: int, *, train: bool) -> None:
     """Measure the ceilings, train, measure the time of decisions, and compare."""
     begin = time.perf_counter()
-    ceilings = _ceilings(execute(_ceiling_jobs(size, out / "ceilings"), size, out / "ceilings", models, workers), size)
+    ceilings = _ceilings(execute(_ceiling_jobs(size, out / "ceilings"), size, out / "ceilings", workers), size)
     if train:
-        train_all(size, ceilings, out, models, workers)
+        train_all(size, ceilings, out / "runs", models, workers)
         print(f"ceilings and training: {time.perf_counter() - begin:.0f} s")
     if not (out / "decisions.json").exists():
-        measured = {pair: decisions.measure(pair, size, ceilings[pair], models) for pair in size.pairs}
+        measured = {str(case): decisions.measure(case, size, ceilings, models) for case in cases(size)}
         write_atomically(out / "decisions.json", json.dumps(measured, indent=1).encode() + b"\n")
     times: dict[str, decisions.Times] = json.loads((out / "decisions.json").read_text())
     table = out / "table"
-    jobs = [*table_jobs(size, ceilings, table), *unseen_jobs(size, ceilings, table, data)]
-    jobs += decisions.charged_jobs(size, ceilings, table, times)
-    execute(jobs, size, table, models, workers)
+    jobs = [*table_jobs(size, ceilings, table, models), *unseen_jobs(size, ceilings, table, models, data)]
+    execute([*jobs, *decisions.charged_jobs(size, ceilings, table, models, times)], size, table, workers)
 
 
-def train_all(size: Size, ceilings: dict[str, float], out: Path, models: Path, workers: int) -> None:
-    """Train all pairs, one per process."""
+def train_all(size: Size, ceilings: Ceilings, runs: Path, models: Path, workers: int) -> None:
+    """Train a model per pair, with the last of the sources of viable sets, one per process."""
+    wanted = [Case(pair, size.sets[-1]) for pair in size.pairs]
     if workers == 1:
-        for pair in size.pairs:
-            train_pair(pair, size, ceilings[pair], out / "runs", models)
+        for case in wanted:
+            train_pair(case, size, ceilings, runs, models)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(train_pair, pair, size, ceilings[pair], out / "runs", models) for pair in size.pairs]
-        for future in futures:
+        for future in [pool.submit(train_pair, case, size, ceilings, runs, models) for case in wanted]:
             future.result()
 
 
-def execute(jobs: Iterable[Job], size: Size, out: Path, models: Path, workers: int) -> Results:
+def execute(jobs: list[Job], size: Size, out: Path, workers: int) -> Results:
     """Run the episodes that are not on disk yet."""
-    jobs = list(jobs)
     scenarios = list({job.scenario.name: job.scenario for job in jobs}.values())
-    names = [REFERENCE, RULE, *LEARNED, *OTHERS]
-    maker = policy_maker(
-        {name: partial(make_policy, f"{name}:{models}" if name in LEARNED else name) for name in names}
-    )
-    settings = {"policies": names, "size": size.name}
+    settings = {"policies": list(dict.fromkeys(job.policy for job in jobs)), "size": size.name}
     progress = automatic()
     with open_for_writing(
         out, scenarios, kind="evaluate", resume=(out / "manifest.json").exists(), settings=settings
     ) as results:
-        with Pool(workers, maker, simulated) as pool:
+        with Pool(workers, Episodes(registered_policy)) as pool:
             try:
                 run_jobs(results, jobs, pool, progress)
             finally:
@@ -139,16 +129,14 @@ def execute(jobs: Iterable[Job], size: Size, out: Path, models: Path, workers: i
 
 
 def _ceiling_jobs(size: Size, out: Path) -> list[Job]:
-    return [ceiling_job(pair, size, out, cluster) for pair in size.pairs for cluster in ("", OTHER_CLUSTER)]
+    return [ceiling_job(case, size, out, cluster) for case in cases(size) for cluster in ("", OTHER_CLUSTER)]
 
 
-def _ceilings(results: Results, size: Size) -> dict[str, float]:
-    """Return Aragog's ceilings by pair, and by ``PAIR on CLUSTER``."""
+def _ceilings(results: Results, size: Size) -> Ceilings:
+    """Return Aragog's ceilings."""
     return {
-        pair + (f" on {cluster}" if cluster else ""): ceiling_rps(
-            results, ceiling_job(pair, size, results.folder, cluster)
-        )
-        for pair in size.pairs
+        (case, cluster): ceiling_rps(results, ceiling_job(case, size, results.folder, cluster))
+        for case in cases(size)
         for cluster in ("", OTHER_CLUSTER)
     }
 

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from aragog_env.errors import SpecError
 from aragog_env.harness.evaluate import default_folder, evaluate
 from aragog_env.harness.metrics import counted
 from aragog_env.harness.progress import automatic
@@ -26,12 +25,10 @@ from aragog_env.harness.statistics import Estimate, bootstrap
 from aragog_env.harness.summary import format_interval, format_value, heading, summarise
 
 from .arithmetic.measuring import wilson
+from .pages import ROOT, write_part
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-BEGIN: Final = "<!-- results: python -m scripts.update_readme -->"
-END: Final = "<!-- end of results -->"
-LIVE_BEGIN: Final = "<!-- live results: python -m scripts.update_readme --live results/live -->"
-LIVE_END: Final = "<!-- end of live results -->"
+COMMAND: Final = "python -m scripts.update_readme"
+LIVE_COMMAND: Final = "python -m scripts.update_readme --live results/live"
 COLUMNS: Final = ("jct_mean_s", "jct_p95_s", "slo_attainment", "accuracy", "gpu_seconds_per_request")
 PICTURED: Final = "least_loaded"
 PICTURE: Final = Path("docs/images/gantt.png")
@@ -90,15 +87,6 @@ def _shown(name: str, estimate: Estimate) -> str:
     return f"{format_value(name, estimate.value)} {format_interval(name, estimate)}".strip()
 
 
-def replace_results(readme: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
-    """Return the README with `text` between two markers."""
-    before, begin, rest = readme.partition(markers[0])
-    _, end, after = rest.partition(markers[1])
-    if not (begin and end):
-        raise SpecError(f"README.md lacks the markers '{markers[0]}' and '{markers[1]}'")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Update the README and the picture; return the exit code."""
     parser = argparse.ArgumentParser(description="Compute the README's table and picture again.")
@@ -109,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     path = ROOT / "README.md"
     if options.live:
-        path.write_text(replace_results(path.read_text(), live_text(read(options.live)), (LIVE_BEGIN, LIVE_END)))
+        write_part(path, LIVE_COMMAND, live_text(read(options.live)))
         print(f"updated {path} from {options.live}")
         return 0
     if options.results:
@@ -118,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = evaluate(out=default_folder("readme"), progress=automatic())
     write_report(results.folder)
     scenario = results.runs[0].scenario
-    path.write_text(replace_results(path.read_text(), results_text(results)))
+    write_part(path, COMMAND, results_text(results))
     (ROOT / PICTURE).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(results.folder / "figures" / f"gantt-{scenario}-{PICTURED}.png", ROOT / PICTURE)
     print(f"updated {path} and {PICTURE} from {results.folder}")

@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 
 from aragog_env.cli import COMMANDS, MODULES, Parser
+from aragog_env.errors import SpecError
 from aragog_env.harness.defaults import DEFAULT_POLICIES, DEFAULT_SEEDS
 from aragog_env.harness.evaluate import evaluate
 from aragog_env.harness.results import read
-from scripts.update_readme import BEGIN, END, LIVE_BEGIN, LIVE_END, PICTURE, live_text, replace_results, results_text
+from scripts.pages import part, replaced
+from scripts.update_readme import COMMAND, LIVE_COMMAND, PICTURE, live_text, results_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -156,7 +158,7 @@ def test_links_and_pictures_exist() -> None:
 
 
 def test_results_table_is_of_the_default_evaluation() -> None:
-    table = README.partition(BEGIN)[2].partition(END)[0]
+    table = part(README, COMMAND)[1]
     assert re.findall(r"^\| `(.+?)` \|", table, re.M) == list(DEFAULT_POLICIES)
     assert f"Scenario `default`, {DEFAULT_SEEDS} seeds per policy" in table
     cells = re.findall(r"^\| `.+?` \|(.+)\|$", table, re.M)
@@ -167,12 +169,14 @@ def test_update_replaces_the_table_and_nothing_else(tmp_path: Path) -> None:
     results = evaluate(["random", "fixed:largest"], "toy", 2, out=tmp_path / "toy", workers=1)
     text = results_text(results)
     assert "Scenario `toy`, 2 seeds per policy, 144 counted requests" in text
-    updated = replace_results(README, text)
-    assert replace_results(updated, README.partition(BEGIN)[2].partition(END)[0].strip()) == README
+    updated = replaced(README, COMMAND, text)
+    assert replaced(updated, COMMAND, part(README, COMMAND)[1]) == README
     assert "| `fixed:largest` |" in updated
     live = live_text(results)
     assert live.count("| `fixed:largest` | ") == 2 and "Scenario `toy`, one run and 36 counted requests per row" in live
-    assert live in replace_results(README, live, (LIVE_BEGIN, LIVE_END))
+    assert live in replaced(README, LIVE_COMMAND, live)
+    with pytest.raises(SpecError, match=r"the page lacks the comments '<!-- begin: make tea -->' and"):
+        replaced(README, "make tea", live)
 
 
 def test_constraints_name_dependencies_of_the_package() -> None:

@@ -37,7 +37,7 @@ def train(scenario: Scenario, steps: int, path: Path, envs: int = 64) -> Maskabl
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, then compare."""
-    given = options("sb3_vector", 100_000, arguments)
+    given = options("sb3_vector", 40_000, arguments)
     path = given.out / "model.zip"
     train(given.scenario, given.steps, path)
     compare(f"scripts.interop.sb3_vector:Trained:{path}", given.scenario, given.seeds, given.out)

@@ -115,7 +115,7 @@ def train(scenario: Scenario, steps: int, path: Path, envs: int = 64) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, then compare."""
-    given = options("torchrl_ppo", 100_000, arguments)
+    given = options("torchrl_ppo", 40_000, arguments)
     path = given.out / "model.pt"
     train(given.scenario, given.steps, path)
     compare(f"scripts.interop.torchrl_ppo:Trained:{path}", given.scenario, given.seeds, given.out)

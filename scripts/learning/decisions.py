@@ -14,16 +14,18 @@ from aragog_env.harness.jobs import Job
 from aragog_env.harness.rollout import run_episode
 from aragog_env.registry import make_policy
 from aragog_env.specs.override import override
+from aragog_env.specs.scenario import Scenario
 from baselines.evaluation import observed
 from baselines.features import Rules
 from baselines.model_file import ModelFile
 from baselines.network import Network, likeliest
 from baselines.training_env import TrainingEnv
 
-from .plan import REFERENCE, RULE, Size, at_load, charged
+from .plan import REFERENCE, RULE, Case, Ceilings, Size, at_load, cases, charged
 from .train import model_name
 
 LOAD: Final = 0.9
+CHARGED: Final = (REFERENCE, "ppo")
 BATCH: Final = 64
 _REPEATS: Final = 30
 _SEED: Final = 600
@@ -32,23 +34,24 @@ Times = dict[str, float]
 """Milliseconds per dispatch by policy, and of the network alone per decision of a batch."""
 
 
-def measure(pair: str, size: Size, ceiling: float, models: Path) -> Times:
+def measure(case: Case, size: Size, ceilings: Ceilings, models: Path) -> Times:
     """Return what a dispatch takes on this machine: all time in `act`, waiting decisions included, over the dispatches."""
-    scenario = at_load(pair, size, LOAD, ceiling)
+    scenario = at_load(case, size, LOAD, ceilings)
     backend, result = SimBackend(scenario), {}
-    for name, policy in ((REFERENCE, REFERENCE), (RULE, RULE), ("ppo", f"ppo:{models}")):
+    for name in (REFERENCE, RULE, "ppo"):
+        policy = case.policy(name, models)
         log = run_episode(make_policy(policy), policy, backend, _SEED)
         result[name] = 1e3 * float(log.decision_s.sum()) / len(log.calls)
-    return result | {"ppo, batched": batched_ms(pair, size, ceiling, models)}
+    return result | {"ppo, batched": batched_ms(case, scenario, models)}
 
 
-def batched_ms(pair: str, size: Size, ceiling: float, models: Path) -> float:
+def batched_ms(case: Case, scenario: Scenario, models: Path) -> float:
     """Return the milliseconds per decision of the network, on one thread, when it decides for many environments at once."""
-    model = ModelFile.load(models / model_name("ppo", pair), "ppo")
+    model = ModelFile.load(models / model_name("ppo", case.pair), "ppo")
     network = Network(model.width)
     network.load(model)
-    scenario = override(at_load(pair, size, LOAD, ceiling), ready_slots=model.ready_slots)
-    env = TrainingEnv(BATCH, scenario, Rules(**model.rules))
+    rules = Rules(**model.rules | {"viable": case.sets})
+    env = TrainingEnv(BATCH, override(scenario, ready_slots=model.ready_slots), rules)
     env.reset(seed=_SEED)
     took, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)
@@ -62,11 +65,12 @@ def batched_ms(pair: str, size: Size, ceiling: float, models: Path) -> float:
     return 1e3 * float(np.median(took)) / BATCH
 
 
-def charged_jobs(size: Size, ceilings: dict[str, float], folder: Path, times: dict[str, Times]) -> list[Job]:
+def charged_jobs(size: Size, ceilings: Ceilings, folder: Path, models: Path, times: dict[str, Times]) -> list[Job]:
     """Return episodes in which each policy's decisions take the time that they took here."""
-    return [
-        Job(policy, charged(at_load(pair, size, LOAD, ceilings[pair]), times[pair][policy]), seed, str(folder))
-        for pair in size.pairs
-        for policy in (REFERENCE, "ppo")
-        for seed in range(size.other_seeds)
-    ]
+    jobs = []
+    for case in cases(size):
+        free = at_load(case, size, LOAD, ceilings)
+        for policy in CHARGED:
+            name, scenario = case.policy(policy, models), charged(free, times[str(case)][policy])
+            jobs += [Job(name, scenario, seed, str(folder)) for seed in range(size.other_seeds)]
+    return jobs

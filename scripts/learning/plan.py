@@ -1,7 +1,8 @@
 """What is trained and compared: pairs, loads, policies, seeds.
 
-*Load* is the arrival rate over Aragog's throughput ceiling with the learned router: what it completes per second, in the
-steady part of an episode, when more requests arrive than it can serve (measured as in `scripts.reproduction`).
+A *case* is a pair with a source of viable sets, the same for Aragog and all that is compared with it. *Load* is the arrival
+rate over Aragog's throughput ceiling in that case: what it completes per second, in the steady part of an episode, when more
+requests arrive than it can serve (measured as in `scripts.reproduction`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ OTHERS: Final = (
     "per_input", "per_workflow", "per_input_plus_plus", "viable_shortest_queue", "viable_power_of_two", "viable_random",
     "least_loaded", "aragog:order=fewest_left",
 )  # fmt: skip
+BLIND: Final = ("least_loaded",)
+"""Policies that look at no viable sets."""
+COMPARED: Final = (REFERENCE, RULE, *LEARNED)
 OTHER_CLUSTER: Final = "qwen-16xh100-replicated"
 AZURE: Final = "AzureLLMInferenceTrace_conv.csv.gz"
 AZURE_PRESET: Final = "azure-conv-mmpp"
@@ -59,6 +63,8 @@ class Size:
     """Of the other policies."""
     loads: tuple[float, ...]
     pairs: tuple[str, ...]
+    sets: tuple[str, ...]
+    """Sources of viable sets."""
     train_load: float
     """Load of training traffic."""
     imitated: int
@@ -69,23 +75,47 @@ class Size:
     """PPO stops after so long, per pair."""
 
 
-FULL: Final = Size("full", 1000, 8, 3, (0.7, 0.9, 1.1), PAIRS, 1.0, 40_000, 1_500_000, 6.0)
-QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], 1.0, 2_000, 20_000, 0.5)
+FULL: Final = Size("full", 3000, 5, 2, (0.7, 0.9, 1.1), PAIRS, ("router", "oracle"), 1.0, 20_000, 600_000, 4.0)
+QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], ("oracle",), 1.0, 2_000, 20_000, 0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair with a source of viable sets."""
+
+    pair: str
+    sets: str
+
+    def __str__(self) -> str:
+        """Name it."""
+        return f"{self.pair}, {self.sets} sets"
+
+    def policy(self, name: str, models: Path) -> str:
+        """Return the name by which a policy with these sets is made."""
+        if name in LEARNED:
+            return f"{name}:{models},viable={self.sets}"
+        head, _, rest = name.partition(":")
+        return head if head in BLIND else f"{head}:{self.sets}" + (f",{rest}" if rest else "")
+
+
+def cases(size: Size) -> list[Case]:
+    """Return all cases."""
+    return [Case(pair, sets) for pair in size.pairs for sets in size.sets]
 
 
 def base(pair: str, size: Size, cluster: str = "") -> Scenario:
     """Return a pair's scenario with episodes of this size, on its own or another cluster."""
-    scenario = load_scenario(f"aragog-{pair}-qwen")
-    return override(scenario, requests=size.requests, cluster=cluster or None)
+    return override(load_scenario(f"aragog-{pair}-qwen"), requests=size.requests, cluster=cluster or None)
 
 
-def ceiling_job(pair: str, size: Size, folder: Path, cluster: str = "") -> Job:
-    """Return the episode that a pair's ceiling is measured on: twice as long as the others, far beyond saturation."""
-    scenario = base(pair, size, cluster)
+def ceiling_job(case: Case, size: Size, folder: Path, cluster: str = "") -> Job:
+    """Return the episode that a ceiling is measured on, far beyond saturation."""
+    scenario = base(case.pair, size, cluster)
     rate = round_rate(CEILING_LOAD * bound_rps(scenario))
-    name = f"{pair} ceiling{cluster and ' on ' + cluster}"
-    scenario = replace(override(scenario, rate_rps=rate, requests=2 * size.requests), name=name)
-    return Job(REFERENCE, scenario, CEILING_SEED, str(folder))
+    scenario = replace(
+        override(scenario, rate_rps=rate), name=f"{case}, ceiling" + (f" on {cluster}" if cluster else "")
+    )
+    return Job(case.policy(REFERENCE, folder), scenario, CEILING_SEED, str(folder))
 
 
 def ceiling_rps(results: Results, job: Job) -> float:
@@ -95,56 +125,63 @@ def ceiling_rps(results: Results, job: Job) -> float:
     return steady_throughput_rps(results.log(run))
 
 
-def at_load(pair: str, size: Size, load: float, ceiling: float) -> Scenario:
+Ceilings = dict[tuple[Case, str], float]
+"""Aragog's ceilings in requests per second, by case and cluster; the pair's own cluster is called ''."""
+
+
+def at_load(case: Case, size: Size, load: float, ceilings: Ceilings) -> Scenario:
     """Return a pair's scenario at a load."""
-    return replace(override(base(pair, size), rate_rps=round_rate(load * ceiling)), name=f"{pair} at {load:g}")
+    rate = round_rate(load * ceilings[case, ""])
+    return replace(override(base(case.pair, size), rate_rps=rate), name=f"{case}, load {load:g}")
 
 
-def other_cluster(pair: str, size: Size, ceiling: float) -> Scenario:
-    """Return the unseen family of another cluster; `ceiling` is Aragog's there."""
-    scenario = override(base(pair, size, OTHER_CLUSTER), rate_rps=round_rate(UNSEEN_LOAD * ceiling))
-    return replace(scenario, name=f"{pair} on {OTHER_CLUSTER}")
+def other_cluster(case: Case, size: Size, ceilings: Ceilings) -> Scenario:
+    """Return the unseen family of another cluster, at its own load."""
+    rate = round_rate(UNSEEN_LOAD * ceilings[case, OTHER_CLUSTER])
+    scenario = override(base(case.pair, size, OTHER_CLUSTER), rate_rps=rate)
+    return replace(scenario, name=f"{case}, on {OTHER_CLUSTER}")
 
 
-def azure(pair: str, size: Size, ceiling: float, data: Path) -> Scenario:
+def azure(case: Case, size: Size, ceilings: Ceilings, data: Path) -> Scenario:
     """Return the unseen family of real arrivals: the Azure trace of 2023, conversations, at the pair's rate."""
-    rate, path = round_rate(UNSEEN_LOAD * ceiling), data / "azure_llm_2023" / AZURE
-    plain = override(base(pair, size), rate_rps=rate)
+    plain, path = at_load(case, size, UNSEEN_LOAD, ceilings), data / "azure_llm_2023" / AZURE
     scenario = override(plain, trace=path) if path.is_file() else override(plain, arrivals=AZURE_PRESET)
-    return replace(scenario, name=f"{pair}, {'Azure trace' if path.is_file() else AZURE_PRESET}")
+    return replace(scenario, name=f"{case}, {'Azure trace' if path.is_file() else AZURE_PRESET}")
 
 
-def table_jobs(size: Size, ceilings: dict[str, float], folder: Path) -> Iterator[Job]:
+def table_jobs(size: Size, ceilings: Ceilings, folder: Path, models: Path) -> Iterator[Job]:
     """Yield the episodes of the main table. Those of a cell lie together, so that processes keep their compiled scenario."""
-    for pair in size.pairs:
+    for case in cases(size):
         for load in size.loads:
-            scenario = at_load(pair, size, load, ceilings[pair])
-            for policy in (REFERENCE, RULE, *LEARNED):
-                yield from (Job(policy, scenario, seed, str(folder)) for seed in range(size.seeds))
+            scenario = at_load(case, size, load, ceilings)
+            for policy in COMPARED:
+                yield from _jobs(case, policy, scenario, size.seeds, folder, models)
             for policy in OTHERS:
-                yield from (Job(policy, scenario, seed, str(folder)) for seed in range(size.other_seeds))
+                yield from _jobs(case, policy, scenario, size.other_seeds, folder, models)
 
 
-def unseen_scenarios(size: Size, ceilings: dict[str, float], data: Path) -> list[Scenario]:
+def unseen_scenarios(size: Size, ceilings: Ceilings, data: Path) -> list[tuple[Case, Scenario]]:
     """Return the families that no training saw."""
     return [
-        scenario
-        for pair in size.pairs
-        for scenario in (
-            other_cluster(pair, size, ceilings[f"{pair} on {OTHER_CLUSTER}"]),
-            azure(pair, size, ceilings[pair], data),
-        )
+        (case, scenario)
+        for case in cases(size)
+        for scenario in (other_cluster(case, size, ceilings), azure(case, size, ceilings, data))
     ]
 
 
-def unseen_jobs(size: Size, ceilings: dict[str, float], folder: Path, data: Path) -> Iterator[Job]:
+def unseen_jobs(size: Size, ceilings: Ceilings, folder: Path, models: Path, data: Path) -> Iterator[Job]:
     """Yield the episodes of the unseen families."""
-    for scenario in unseen_scenarios(size, ceilings, data):
-        for policy in (REFERENCE, RULE, *LEARNED):
-            yield from (Job(policy, scenario, seed, str(folder)) for seed in range(size.seeds))
+    for case, scenario in unseen_scenarios(size, ceilings, data):
+        for policy in COMPARED:
+            yield from _jobs(case, policy, scenario, size.seeds, folder, models)
+
+
+def _jobs(case: Case, policy: str, scenario: Scenario, seeds: int, folder: Path, models: Path) -> Iterator[Job]:
+    name = case.policy(policy, models)
+    yield from (Job(name, scenario, seed, str(folder)) for seed in range(seeds))
 
 
 def charged(scenario: Scenario, decision_ms: float) -> Scenario:
     """Return a scenario in which every dispatch costs this much of the clock."""
     cluster = replace(scenario.cluster, decision_ms=round(decision_ms, 3))
-    return replace(scenario, cluster=cluster, name=f"{scenario.name}, {decision_ms:.3f} ms per decision")
+    return replace(scenario, cluster=cluster, name=f"{scenario.name}, {decision_ms:.3f} ms per dispatch")

@@ -13,17 +13,32 @@ from numpy.typing import NDArray
 from aragog_env.harness.results import Results, RunResult
 from aragog_env.harness.statistics import Estimate, bootstrap
 
-from .decisions import LOAD, Times
-from .plan import LEARNED, OTHERS, REFERENCE, RULE, Size, at_load, charged, unseen_scenarios
+from .decisions import CHARGED, LOAD, Times
+from .plan import (
+    COMPARED,
+    LEARNED,
+    OTHERS,
+    REFERENCE,
+    RULE,
+    Case,
+    Ceilings,
+    Size,
+    at_load,
+    cases,
+    charged,
+    unseen_scenarios,
+)
 
-_SHOWN: Final = (REFERENCE, RULE, *LEARNED, *OTHERS)
 _HEADER: Final = (
     "policy", "seeds", "JCT mean, s", "P50", "P95", "JCT mean against Aragog, %", "req/s", "right, %",
     "against Aragog, points", "decision, ms",
 )  # fmt: skip
+_RIGHT: Final = "accuracy"
+Runs = dict[str, dict[int, RunResult]]
+"""Runs of a scenario by policy and seed."""
 
 
-def report(results: Results, size: Size, data: Path, ceilings: dict[str, float], out: Path) -> str:
+def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Path, models: Path) -> str:
     """Return all tables."""
     times: dict[str, Times] = json.loads((out / "decisions.json").read_text())
     lines = [
@@ -31,83 +46,84 @@ def report(results: Results, size: Size, data: Path, ceilings: dict[str, float],
         "",
         f"Size `{size.name}`: {size.requests} requests per episode, seeds 0 to {size.seeds - 1} (other policies "
         f"0 to {size.other_seeds - 1}), trained at load {size.train_load:g} on other traffic. Load is relative to Aragog's "
-        "throughput ceiling with the learned router; all policies choose inside the same router's viable sets but "
-        "`least_loaded`. Every request counts: episodes run until all are served. Accuracy is the mean probability that "
-        "what was served is right. Brackets: 95% intervals of the mean over seeds, paired.",
+        "throughput ceiling with the same viable sets. Every request counts: episodes run until all are served. Brackets: 95% "
+        "intervals of the mean over seeds, paired; bold: they leave out zero.",
         "",
-        "## Mean JCT of the learned schedulers against Aragog's",
+        "## Mean JCT against Aragog's",
         "",
-        *_overview(results, size, ceilings),
+        *_overview(results, size, ceilings, models),
         "",
         "## Families that no training saw",
         "",
     ]
-    for scenario in unseen_scenarios(size, ceilings, data):
-        lines += [f"### {scenario.name}", "", *_cell(results, scenario.name), ""]
-    lines += ["## Time of decisions", "", *_decisions(results, size, ceilings, times), ""]
-    for pair in size.pairs:
+    for case, scenario in unseen_scenarios(size, ceilings, data):
+        lines += [f"### {scenario.name}", "", *_cell(results, case, scenario.name, models), ""]
+    lines += ["## Time of decisions", "", *_decisions(results, size, ceilings, times, models), ""]
+    for case in cases(size):
         for load in size.loads:
-            name = at_load(pair, size, load, ceilings[pair]).name
-            lines += [f"## {name} of {ceilings[pair]:.3g} req/s", "", *_cell(results, name), ""]
+            name = at_load(case, size, load, ceilings).name
+            title = f"## {name} of {ceilings[case, '']:.3g} req/s"
+            lines += [title, "", *_cell(results, case, name, models), ""]
     return "\n".join(lines) + "\n"
 
 
-def _overview(results: Results, size: Size, ceilings: dict[str, float]) -> list[str]:
+def _overview(results: Results, size: Size, ceilings: Ceilings, models: Path) -> list[str]:
     rows = []
-    for pair in size.pairs:
+    for case in cases(size):
         for load in size.loads:
-            name = at_load(pair, size, load, ceilings[pair]).name
-            runs = _runs(results, name)
-            row = [pair, f"{load:g}", f"{_mean(runs[REFERENCE], 'jct_mean_s'):.2f}"]
+            runs = _runs(results, case, at_load(case, size, load, ceilings).name, models)
+            if REFERENCE not in runs:
+                continue
+            row = [str(case), f"{load:g}", f"{_mean(runs[REFERENCE], 'jct_mean_s'):.2f}"]
             for policy in (RULE, *LEARNED):
-                row.append(_percent(jct_change(runs, policy)))
-            change = 100 * _difference(runs, "ppo", "accuracy_expected")
+                row.append(_percent(jct_change(runs, policy)) if policy in runs else "")
+            change = 100 * _difference(runs, "ppo", _RIGHT) if "ppo" in runs else np.array([np.nan])
             rows.append([*row, f"{change.mean():+.2f}"])
-    header = ("pair", "load", "Aragog, s", *(f"{name}, %" for name in (RULE, *LEARNED)), "accuracy of ppo, points")
+    header = ("case", "load", "Aragog, s", *(f"{name}, %" for name in (RULE, *LEARNED)), "right, ppo, points")
     return _table(header, rows)
 
 
-def jct_change(runs: dict[str, dict[int, RunResult]], policy: str) -> Estimate:
+def jct_change(runs: Runs, policy: str) -> Estimate:
     """Return by what share a policy's mean JCT differs from Aragog's, paired by seed: the mean over seeds of ratios - 1."""
     both = sorted(runs[policy].keys() & runs[REFERENCE].keys())
     ours, reference = (np.array([runs[p][s].metrics["jct_mean_s"] for s in both]) for p in (policy, REFERENCE))
     return bootstrap(ours / reference - 1)
 
 
-def _difference(runs: dict[str, dict[int, RunResult]], policy: str, metric: str) -> NDArray[np.float64]:
+def _difference(runs: Runs, policy: str, metric: str) -> NDArray[np.float64]:
     both = sorted(runs[policy].keys() & runs[REFERENCE].keys())
     return np.array([runs[policy][s].metrics[metric] - runs[REFERENCE][s].metrics[metric] for s in both])
 
 
-def _cell(results: Results, scenario: str) -> list[str]:
-    runs, rows = _runs(results, scenario), []
-    for policy in (name for name in _SHOWN if name in runs):
-        mine = runs[policy]
+def _cell(results: Results, case: Case, scenario: str, models: Path) -> list[str]:
+    runs, rows = _runs(results, case, scenario, models), []
+    for policy, mine in runs.items():
         jct = [f"{_mean(mine, f'jct_{part}_s'):.2f}" for part in ("mean", "p50", "p95")]
         change = _percent(jct_change(runs, policy)) if policy != REFERENCE else ""
-        accuracy = "" if policy == REFERENCE else f"{100 * _difference(runs, policy, 'accuracy_expected').mean():+.2f}"
+        right = "" if policy == REFERENCE else f"{100 * _difference(runs, policy, _RIGHT).mean():+.2f}"
         rows.append([
             policy, str(len(mine)), *jct, change, f"{_mean(mine, 'bulk_throughput_rps'):.3g}",
-            f"{100 * _mean(mine, 'accuracy_expected'):.1f}", accuracy, f"{_mean(mine, 'decision_p50_ms'):.3f}",
+            f"{100 * _mean(mine, _RIGHT):.1f}", right, f"{_mean(mine, 'decision_p50_ms'):.3f}",
         ])  # fmt: skip
     return _table(_HEADER, rows)
 
 
-def _decisions(results: Results, size: Size, ceilings: dict[str, float], times: dict[str, Times]) -> list[str]:
+def _decisions(results: Results, size: Size, ceilings: Ceilings, times: dict[str, Times], models: Path) -> list[str]:
     rows = []
-    for pair in size.pairs:
-        scenario = at_load(pair, size, LOAD, ceilings[pair])
-        free, row = _runs(results, scenario.name), [pair, *(f"{ms:.3f}" for ms in times[pair].values())]
-        for policy in (REFERENCE, "ppo"):
-            paid = _runs(results, charged(scenario, times[pair][policy]).name)[policy]
-            if not free:
-                row.append("")
-                continue
-            ratios = [run.metrics["jct_mean_s"] / free[policy][s].metrics["jct_mean_s"] - 1 for s, run in paid.items()]
-            row.append(f"{100 * float(np.mean(ratios)):+.1f}")
+    for case in cases(size):
+        scenario, mine = at_load(case, size, LOAD, ceilings), times[str(case)]
+        free, row = _runs(results, case, scenario.name, models), [str(case), *(f"{ms:.3f}" for ms in mine.values())]
+        for policy in CHARGED:
+            paid = _runs(results, case, charged(scenario, mine[policy]).name, models).get(policy, {})
+            both = sorted(paid.keys() & free.get(policy, {}).keys())
+            ratios = [paid[s].metrics["jct_mean_s"] / free[policy][s].metrics["jct_mean_s"] - 1 for s in both]
+            row.append(f"{100 * float(np.mean(ratios)):+.1f}" if ratios else "")
         rows.append(row)
-    first = next(iter(times.values()))
-    header = ("pair", *(f"{name}, ms" for name in first), *(f"JCT when charged, {p}, %" for p in (REFERENCE, "ppo")))
+    header = (
+        "case",
+        *(f"{name}, ms" for name in next(iter(times.values()))),
+        *(f"JCT when charged, {p}, %" for p in CHARGED),
+    )
     return [
         f"Milliseconds per dispatch at load {LOAD:g} (all time in `act`, waiting included, over the dispatches); *batched*: "
         "the network alone, per decision of 64 at once. Then by how much the mean JCT changes when every dispatch takes its "
@@ -117,12 +133,13 @@ def _decisions(results: Results, size: Size, ceilings: dict[str, float], times: 
     ]
 
 
-def _runs(results: Results, scenario: str) -> dict[str, dict[int, RunResult]]:
-    """Return the runs of a scenario by policy and seed."""
-    found: dict[str, dict[int, RunResult]] = {}
+def _runs(results: Results, case: Case, scenario: str, models: Path) -> Runs:
+    """Return the runs of a scenario by policy, under its short name, and by seed."""
+    short = {case.policy(name, models): name for name in (*COMPARED, *OTHERS)}
+    found: Runs = {}
     for run in results.ok:
-        if run.scenario == scenario:
-            found.setdefault(run.policy, {})[run.seed] = run
+        if run.scenario == scenario and run.policy in short:
+            found.setdefault(short[run.policy], {})[run.seed] = run
     return found
 
 

@@ -14,11 +14,11 @@ from baselines.imitation import ImitationSettings
 from baselines.model_file import BEST_NAME, FILE_NAME, Kind
 from baselines.ppo import PPOSettings
 
-from .plan import RULE, Size, at_load
+from .plan import RULE, Case, Ceilings, Size, at_load
 
-SHARED: Final[dict[str, Any]] = {"viable": "router", "order": "work", "window": 256, "ready_slots": 16, "threads": 1}
-"""Settings of both learners: Aragog's router and saturation points, and the 16 ready calls nearest to their answers."""
-IMITATION: Final[dict[str, Any]] = {"expert": RULE, "rounds": 3, "epochs": 4, "evaluate_episodes": 8}
+SHARED: Final[dict[str, Any]] = {"order": "work", "window": 256, "ready_slots": 8, "threads": 1}
+"""Settings of both learners: of the ready calls the eight nearest to their answers are shown."""
+IMITATION: Final[dict[str, Any]] = {"rounds": 3, "epochs": 4, "evaluate_episodes": 8}
 PPO: Final[dict[str, Any]] = {
     "envs": 32,
     "horizon": 256,
@@ -36,30 +36,32 @@ def model_name(kind: Kind, pair: str) -> str:
 
 
 def train_pair(
-    pair: str, size: Size, ceiling: float, runs: Path, models: Path, tell: Callable[[str], None] = print
+    case: Case, size: Size, ceilings: Ceilings, runs: Path, models: Path, tell: Callable[[str], None] = print
 ) -> None:
     """Train what is not trained yet, and put the models into one folder.
 
     Args:
-        pair: the workflow.
+        case: the workflow, and the viable sets of training.
         size: how much is trained.
-        ceiling: Aragog's, in requests per second.
+        ceilings: Aragog's.
         runs: folder of the training runs; an interrupted one goes on.
         models: folder of the models.
         tell: is told about progress.
     """
-    scenario = at_load(pair, size, size.train_load, ceiling)
+    scenario, pair, viable = at_load(case, size, size.train_load, ceilings), case.pair, case.sets
     cloned, tuned = runs / f"imitation-{pair}", runs / f"ppo-{pair}"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / model_name("imitation", pair)).exists():
         tell(f"{pair}: imitation of {RULE}")
-        settings = ImitationSettings(**SHARED, **IMITATION, steps=size.imitated)
+        settings = ImitationSettings(
+            **SHARED, **IMITATION, viable=viable, expert=case.policy(RULE, models), steps=size.imitated
+        )
         _go_on(imitation.train, scenario, settings, cloned, tell)
         shutil.copyfile(cloned / FILE_NAME, models / model_name("imitation", pair))
     if not (models / model_name("ppo", pair)).exists():
         tell(f"{pair}: PPO")
         start = str(models / model_name("imitation", pair))
-        options = PPOSettings(**SHARED, **PPO, steps=size.steps, start=start)
+        options = PPOSettings(**SHARED, **PPO, viable=viable, steps=size.steps, start=start)
         _go_on(ppo.train, scenario, options, tuned, tell, minutes=size.minutes)
         best = tuned / BEST_NAME
         shutil.copyfile(best if best.exists() else tuned / FILE_NAME, models / model_name("ppo", pair))

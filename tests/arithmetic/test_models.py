@@ -22,7 +22,7 @@ from scripts.arithmetic.recipes import RECIPES
 from scripts.arithmetic.scoring import exact, generate
 from scripts.arithmetic.tokenizer import BOS, EOS, SPECIAL, UNK, VOCABULARY, decode, encode
 from scripts.arithmetic.training import IGNORED, Recipe, collate, learning_rate, save, start, train, update
-from scripts.train_arithmetic import BEGIN, END, with_table
+from scripts.train_arithmetic import COMMAND, with_table
 from workflows.arithmetic.stages import ALPHABET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,9 +172,9 @@ def test_the_table_of_the_documentation_follows_the_report() -> None:
         "spoilt_by_largest_verifier": 0,
     }
     report = {"models": [{**entry, "scores": scores}], "scored": 500, "workflow": whole}
-    text = with_table(f"before\n{BEGIN}old\n{END}\nafter\n", report)
+    text = with_table(f"before\n<!-- begin: {COMMAND} -->\nold\n<!-- end -->\nafter\n", report)
     assert "| 81,264 | 10 | 2 min | 90.0% | 50.0% | 60.0% | 40.0% | 25.0% |" in text and "old" not in text
-    assert text.startswith("before\n") and text.endswith(f"{END}\nafter\n")
+    assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
     assert with_table(text, report) == text
 
 

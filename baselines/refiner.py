@@ -26,7 +26,7 @@ _BY_WORK, _BY_PRICE = ORDERS.index("work"), ORDERS.index("price")
 class Shown(NamedTuple):
     """What E environments show: K calls, R routes."""
 
-    index: NDArray[np.int64]  # (E, K) which of the ready calls each slot holds, -1 none
+    which: NDArray[np.int64]  # (E, K) which of the ready calls each slot holds, -1 none
     calls: NDArray[np.float32]  # (E, K, F)
     pairs: NDArray[np.float32]  # (E, K, R, P + X)
     mask: NDArray[np.int8]  # (E, K * R + 1)
@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 def allocate_shown(environments: int, slots: int, routes: int) -> Shown:
     """Return empty arrays."""
     return Shown(
-        index=np.full((environments, slots), -1),
+        which=np.full((environments, slots), -1),
         calls=np.zeros((environments, slots, len(CallFeature)), np.float32),
         pairs=np.zeros((environments, slots, routes, PAIR_WIDTH), np.float32),
         mask=np.zeros((environments, slots * routes + 1), np.int8),
@@ -219,7 +219,7 @@ def _show_all(
     """Choose calls and write them in every environment. See `SlotRefiner.refine_all`."""
     routes, width = allowed.shape[2], scratch.served.shape[0]
     for e in range(bits.shape[0]):
-        index = shown.index[e]
+        index = shown.which[e]
         index[:] = -1
         scratch.captive[:] = 0
         for r in range(routes):
@@ -337,11 +337,11 @@ class SlotRefiner:
         """
         calls, tables, scratch = view.calls[: len(bits)], self.sets.tables, self._scratch
         served, load = view.served_by[: len(bits)], (view.routes["running"] + view.routes["waiting"]).astype(np.int64)
-        everything = shown.index[0]
+        everything = shown.which[0]
         _choose_view(
             tables, bits, served, calls["workflow"], calls["node"], load, view.routes["up"], everything, scratch
         )
-        chosen = everything[everything >= 0]
+        chosen: NDArray[np.int64] = everything[everything >= 0]
         pairs = looked_at["pairs"].reshape(len(looked_at["calls"]), len(view.routes), -1)
         shown.calls[0], shown.mask[0] = 0.0, 0
         shown.calls[0, : len(chosen)] = looked_at["calls"][chosen]

@@ -150,7 +150,8 @@ def training_env(settings: Settings, scenario: Scenario, sampler: ScenarioSample
 
 def _merged(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
     """Return the information of all groups as that of one environment."""
-    result = {key: np.concatenate([info[key] for info in infos]) for key in infos[0] if "metrics" not in key}
+    keys = [key for key in infos[0] if "metrics" not in key]
+    result: dict[str, Any] = {key: np.concatenate([info[key] for info in infos]) for key in keys}
     ended = [info for info in infos if "metrics" in info]
     if ended:
         names = dict.fromkeys(name for info in ended for name in info["metrics"])
@@ -165,5 +166,5 @@ def _merged(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, 
 
 
 def _metric(info: dict[str, Any], name: str, size: int) -> Array:
-    absent = np.zeros(size, np.bool_ if name.startswith("_") else np.float64)
+    absent: Array = np.zeros(size, np.bool_ if name.startswith("_") else np.float64)
     return np.asarray(info.get("metrics", {}).get(name, absent))

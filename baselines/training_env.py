@@ -108,7 +108,7 @@ class TrainingEnv(StageDispatchVectorEnv):
         routes = len(self.compiled.replicas)
         slot, route = np.divmod(np.asarray(actions, np.int64), routes)
         sends = slot < self.slots
-        call = self.shown.index[np.arange(self.num_envs), np.where(sends, slot, 0)]
+        call = self.shown.which[np.arange(self.num_envs), np.where(sends, slot, 0)]
         actions = np.where(sends & (call >= 0), call * routes + route, self._slots * routes)
         self._foreseer.note_actions(self.simulation, self._out.view_calls, actions, routes)
         observations, rewards, terminated, truncated, info = super().step(actions)

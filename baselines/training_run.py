@@ -28,7 +28,7 @@ from aragog_env.harness import tracking
 from aragog_env.harness.pool import usable_cores
 from aragog_env.harness.profile import SATURATION_SHARE
 from aragog_env.harness.provenance import session_record
-from aragog_env.harness.training_curves import curve_point, log_curve
+from aragog_env.harness.training_curves import curve_point, log_curve, training_key
 from aragog_env.reward import reference_latency_s
 from aragog_env.specs.bounds import Count, NonNegative, NonNegativeInt, Positive, Share
 from aragog_env.specs.sampler import ScenarioSampler, load_sampler, read_sampler
@@ -377,7 +377,7 @@ class TrainingRun:
         tracked = tracking.start(
             folder,
             mode=mode,
-            key=("train", name, self.about["sessions"][0]["started"]),
+            key=training_key(name, self.about["sessions"][0]["started"]),
             name=name,
             group=group or folder.parent.name,
             job_type="train",

@@ -28,7 +28,7 @@ from aragog_env.harness.progress import automatic
 from aragog_env.harness.results import Results, open_for_writing, read
 from baselines.learned import SHIPPED
 
-from .learning import decisions, plots, tables
+from .learning import decisions, limits, plots, tables
 from .learning.plan import (
     FULL,
     OTHER_CLUSTER,
@@ -94,6 +94,8 @@ def run(size: Size, out: Path, models: Path, data: Path, workers: int, *, train:
     if not (out / "decisions.json").exists():
         measured = {str(case): decisions.measure(case, size, ceilings, models) for case in cases(size)}
         write_atomically(out / "decisions.json", json.dumps(measured, indent=1).encode() + b"\n")
+    if not (out / "limits.json").exists():
+        write_atomically(out / "limits.json", json.dumps(limits.measure(size, ceilings), indent=1).encode() + b"\n")
     times: dict[str, decisions.Times] = json.loads((out / "decisions.json").read_text())
     table = out / "table"
     jobs = [*table_jobs(size, ceilings, table, models), *unseen_jobs(size, ceilings, table, models, data)]

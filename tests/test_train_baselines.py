@@ -11,37 +11,59 @@ import pytest
 pytest.importorskip("torch")
 
 from aragog_env.harness.results import RunResult
-from scripts.learning.plan import FULL, LEARNED, PAIRS, QUICK, REFERENCE, RULE, at_load, azure, charged, table_jobs
+from scripts.learning.plan import (
+    COMPARED,
+    FULL,
+    PAIRS,
+    QUICK,
+    REFERENCE,
+    Case,
+    at_load,
+    azure,
+    cases,
+    charged,
+    table_jobs,
+)
 from scripts.learning.tables import jct_change
 from scripts.train_baselines import main
 
-CEILINGS = dict.fromkeys(PAIRS, 10.0)
+CASE = Case("text_to_sql_bird", "oracle")
+CEILINGS = {(case, ""): 20.0 for case in cases(FULL)}
 
 
 def test_every_cell_is_run_once_on_the_same_seeds_for_all_that_are_compared(tmp_path: Path) -> None:
-    jobs = list(table_jobs(FULL, CEILINGS, tmp_path))
+    jobs = list(table_jobs(FULL, CEILINGS, tmp_path, tmp_path / "models"))
     assert len({job.key for job in jobs}) == len(jobs)
-    assert len({job.scenario.name for job in jobs}) == len(PAIRS) * len(FULL.loads)
-    for policy in (REFERENCE, RULE, *LEARNED):
-        seeds = [job.seed for job in jobs if job.policy == policy]
-        assert sorted(set(seeds)) == list(range(FULL.seeds)) and len(seeds) == 15 * FULL.seeds
+    cells = len(cases(FULL)) * len(FULL.loads)
+    assert len({job.scenario.name for job in jobs}) == cells
+    for policy in COMPARED:
+        seeds = [job.seed for job in jobs if job.policy.partition(":")[0] == policy and "order" not in job.policy]
+        assert sorted(set(seeds)) == list(range(FULL.seeds)) and len(seeds) == cells * FULL.seeds
+
+
+def test_all_policies_of_a_case_get_its_viable_sets() -> None:
+    models = Path("some/models")
+    assert CASE.policy(REFERENCE, models) == "aragog:oracle"
+    assert CASE.policy("ppo", models) == "ppo:some/models,viable=oracle"
+    assert CASE.policy("aragog:order=fewest_left", models) == "aragog:oracle,order=fewest_left"
+    assert CASE.policy("least_loaded", models) == "least_loaded"
 
 
 def test_a_load_is_a_share_of_the_ceiling() -> None:
-    scenario = at_load("text_to_sql_bird", FULL, 0.9, 20.0)
+    scenario = at_load(CASE, FULL, 0.9, CEILINGS)
     assert scenario.workload.arrivals.rate_rps == 18.0 and scenario.horizon.requests == FULL.requests
-    assert scenario.horizon.warmup_requests == FULL.requests // 10 and scenario.name == "text_to_sql_bird at 0.9"
+    assert scenario.horizon.warmup_requests == FULL.requests // 10
     paid = charged(scenario, 0.25)
     assert paid.cluster.decision_ms == 0.25 and paid.name != scenario.name
 
 
 def test_without_the_trace_its_fitted_arrivals_are_taken(tmp_path: Path) -> None:
-    fitted = azure("text_to_sql_bird", FULL, 20.0, tmp_path)
+    fitted = azure(CASE, FULL, CEILINGS, tmp_path)
     assert fitted.workload.arrivals.kind == "mmpp" and fitted.workload.arrivals.rate_rps == 18.0
     folder = tmp_path / "azure_llm_2023"
     folder.mkdir()
     (folder / "AzureLLMInferenceTrace_conv.csv.gz").write_bytes(b"")
-    traced = azure("text_to_sql_bird", FULL, 20.0, tmp_path)
+    traced = azure(CASE, FULL, CEILINGS, tmp_path)
     assert traced.workload.arrivals.kind == "trace" and traced.workload.arrivals.rate_rps == 18.0
     assert traced.name != fitted.name
 

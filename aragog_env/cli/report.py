@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         comparison = compare(folders, options.out, options.baseline)
         print(f"comparison: {comparison.html}")
-        directories = mirror_comparison(comparison, **common) if options.wandb != "off" else []
+        directories = mirror_comparison(comparison, **common)
     if options.wandb == "offline":
         shared.tell_sync(*(str(directory.parent) for directory in directories))
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SpecError
 from ..files import write_atomically
@@ -33,7 +33,8 @@ from .training_curves import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEM = "comparison"
+STEM: Final = "comparison"
+_SHOWN: Final = tuple(name for name in HEADLINE if name not in ("jct_p50_s", "jct_p99_s"))
 
 
 @dataclass
@@ -126,7 +127,7 @@ class _Writer:
             self._section(f"Scenario {table.scenario}")
             seeds = max((row.seeds for row in table.rows), default=0)
             caption = f"Policies: up to {seeds} seeds each, {table.requests:,} counted requests in all."
-            self._table(metrics_table(table, HEADLINE, caption))
+            self._table(metrics_table(table, _SHOWN, caption))
             differences = differences_table(table)
             if differences is not None:
                 self._table(differences)
@@ -176,9 +177,13 @@ def mirror_comparison(comparison: Comparison, *, mode: str, project: str | None 
     Returns:
         The directories of the W&B runs.
     """
+    if not tracking.check_mode(mode):
+        return []
     common: dict[str, Any] = {"mode": mode, "project": project}
     directories = [path for results in comparison.results for path in mirror(results, **common)]
-    directories += [mirror_training(curve, **common) for curve in comparison.curves]
+    # Runs that were tracked while they trained are there, with all their settings.
+    for curve in comparison.curves:
+        directories += curve.tracked or [mirror_training(curve, **common)]
     out = comparison.out
     parts = [str(path) for path in (*(r.folder for r in comparison.results), *_places(comparison.curves))]
     with tracking.start(

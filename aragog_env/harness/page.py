@@ -36,7 +36,8 @@ var(--rule); } th { font-weight: 600; text-align: right; vertical-align: bottom;
 var(--rule);
   padding: .4rem .5rem; font-size: 12px; }
 td { text-align: right; vertical-align: top; padding: .32rem .5rem; border-bottom: 1px solid #eee;
-white-space: nowrap; } th:first-child, td:first-child { text-align: left; padding-left: .2rem; } td.text,
+white-space: nowrap; } th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; max-width: 12rem; } td.text,
 th.text { text-align: left; white-space: normal; } td small { display: block; color: var(--soft); font-size:
 11px; } .note { font-size: .86rem; color: var(--soft); margin: .35rem 0; } .warn { border-left: 3px solid
 #b8434e; padding: .2rem .8rem; background: #fbf3f3; max-width: 50rem; } details { margin: .8rem 0; } summary

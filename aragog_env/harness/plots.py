@@ -16,7 +16,7 @@ from .capacity import Point, PolicyCapacity
 from .metrics import METRICS, UTILISATION_PREFIX
 from .results import RunResult
 from .series import ScenarioSeries, cdf, in_flight
-from .summary import Summary
+from .summary import Summary, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ def policy_lines(table: Summary, colour: Mapping[str, str]) -> Figure:
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, 2, sharey=True)
-        names = [row.policy for row in table.rows]
+        names = list(short_names(row.policy for row in table.rows).values())
         shown = (("jct_mean_s", 1.0, "Mean workflow completion time (s)"), ("accuracy", 100.0, "Accuracy (%)"))
         for axes, (metric, scale, label) in zip(panels, shown, strict=True):
             for i, row in enumerate(table.rows):
@@ -168,7 +168,7 @@ def time_breakdown(table: Summary) -> Figure:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        names = [row.policy for row in table.rows]
+        names = list(short_names(row.policy for row in table.rows).values())
         left = np.zeros(len(names))
         for metric, label, shade in parts:
             values = np.nan_to_num([row.cells[metric].estimate.value for row in table.rows])
@@ -186,7 +186,7 @@ def model_shares(series: ScenarioSeries) -> Figure:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        names = [p.policy for p in series.policies]
+        names = list(short_names(p.policy for p in series.policies).values())
         left = np.zeros(len(names))
         for m, model in enumerate(series.policies[0].example.models):
             values = 100 * np.array([p.model_share[m] for p in series.policies])
@@ -239,7 +239,7 @@ def utilisation_map(runs: Sequence[RunResult], replicas: Sequence[str], policies
         axes = figure.subplots()
         image = axes.imshow(share, aspect="auto", cmap="Blues", vmin=0, vmax=100)
         axes.set_xticks(range(len(replicas)), replicas, rotation=0 if len(replicas) <= 6 else 35, ha="center")
-        axes.set_yticks(range(len(policies)), policies)
+        axes.set_yticks(range(len(policies)), list(short_names(policies).values()))
         axes.grid(False)
         axes.tick_params(length=0)
         for i in range(len(policies)):
@@ -311,7 +311,8 @@ def _rows(axes: Axes) -> None:
 def figure_legend(figure: Figure, axes: Axes) -> None:
     """Put the legend of some axes to the right of all."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    names = short_names(labels)
+    figure.legend(handles, [names[label] for label in labels], loc="outside right center")
 
 
 def _error(value: float, low: float, high: float) -> list[list[float]] | None:

@@ -27,6 +27,7 @@ from .rollout import Stopped
 from .work import Context, J, R, Work
 
 _TRIES: Final = 2
+_STARTS: Final = 3
 _ASK_EVERY_S: Final = 0.5
 """How often a job asks whether the user interrupted, and the driver for news: each is a remote call."""
 # Nothing is contacted that the user did not name.
@@ -152,22 +153,7 @@ class RayPool(Generic[J, R]):
             return
         ray = self._ray
         if not ray.is_initialized():
-            where: dict[str, Any] = {"address": self._address}
-            if self._address is None:
-                where = {"address": "local", "num_cpus": self._workers or usable_cores(), "include_dashboard": False}
-            for name, value in _QUIET.items():
-                os.environ.setdefault(name, value)
-            before = signal.getsignal(signal.SIGTERM)
-            try:
-                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                what = f"cannot use the Ray cluster at '{self._address}'" if self._address else "cannot start Ray here"
-                raise SpecError(f"{what}: {reason}", where="--executor ray") from error
-            finally:
-                if before is not None:
-                    with contextlib.suppress(ValueError):  # in another thread than the main one
-                        signal.signal(signal.SIGTERM, before)
+            connect(self._address, self._workers)
             self._ours = True
         self._desk = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Desk).remote()
         self._task = ray.remote(max_retries=0)(_work_on_cluster)
@@ -235,6 +221,39 @@ class RayPool(Generic[J, R]):
             raise
         except Exception:  # the cluster is gone: the first error says so
             pass
+
+
+def connect(address: str | None, cpus: int | None = None) -> Any:
+    """Make this process part of a Ray cluster, or start one on this machine; returns what `ray.init` does.
+
+    Args:
+        address: of the cluster; None: start one.
+        cpus: of the one that is started; None: one per core.
+
+    Raises:
+        SpecError: Ray is not installed, or does not get there.
+    """
+    ray = _import()
+    where: dict[str, Any] = {"address": address}
+    if address is None:
+        where = {"address": "local", "num_cpus": cpus or usable_cores(), "include_dashboard": False}
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for left in range(_STARTS if address is None else 1, 0, -1):
+            try:
+                return ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:  # a plain one where a busy machine does not start Ray within 30 s
+                ray.shutdown()
+                if left == 1:
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    what = f"cannot use the Ray cluster at '{address}'" if address else "cannot start Ray here"
+                    raise SpecError(f"{what}: {reason}", where="--executor ray") from error
+    finally:
+        if before is not None:
+            with contextlib.suppress(ValueError):  # in another thread than the main one
+                signal.signal(signal.SIGTERM, before)  # Ray's own would end the process at once
 
 
 def _import() -> Any:

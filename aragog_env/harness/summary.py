@@ -100,6 +100,18 @@ def choose_baseline(policies: Iterable[str], wanted: str | None = None) -> str |
     return next((name for name in (*USUAL_BASELINES, *names) if name in names), None)
 
 
+def short_names(policies: Iterable[str]) -> dict[str, str]:
+    """Return the names to show: of a model's path its last part, unless two policies would look the same."""
+    names = list(dict.fromkeys(policies))
+    short = {}
+    for name in names:
+        kind, colon, rest = name.partition(":")
+        path, comma, arguments = rest.partition(",")
+        last = path if "=" in path else path.rstrip("/").rpartition("/")[2]
+        short[name] = f"{kind}{colon}{last}{comma}{arguments}"
+    return {name: short[name] if list(short.values()).count(short[name]) == 1 else name for name in names}
+
+
 def format_value(name: str, value: float) -> str:
     """Return a value as it is shown in tables: per cent scaled, fixed decimals, an en dash for nan."""
     if not math.isfinite(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..episode import EpisodeLog
@@ -14,7 +14,7 @@ from .metrics import METRICS
 from .results import Results
 from .series import ScenarioSeries
 from .statistics import Estimate
-from .summary import Row, Summary, format_interval, format_value, heading
+from .summary import Row, Summary, format_interval, format_value, heading, short_names
 
 CALLS = (
     "ttft_mean_s", "ttft_p95_s", "ttft_p99_s", "tpot_mean_s", "tpot_p95_s", "hold_mean_s", "queue_mean_s",
@@ -94,9 +94,9 @@ def metrics_table(table: Summary, metrics: Sequence[str], caption: str) -> Table
     """Return policies x metrics with intervals; the best mean of each column is bold."""
     shown = [name for name in metrics if name in table.metrics]
     best = {name: _best(table, name) for name in shown}
-    rows = []
+    rows, names = [], short_names(row.policy for row in table.rows)
     for row in table.rows:
-        cells = [Entry(row.policy, _row_note(row, table))]
+        cells = [Entry(names[row.policy], _row_note(row, table, names))]
         for name in shown:
             estimate = row.cells[name].estimate
             text = format_value(name, estimate.value)
@@ -111,10 +111,10 @@ def metrics_table(table: Summary, metrics: Sequence[str], caption: str) -> Table
 def differences_table(table: Summary) -> Table | None:
     """Return paired differences to the baseline; None when there is nothing to compare."""
     shown = [name for name in COMPARED if name in table.metrics]
-    rows = []
+    rows, names = [], short_names(row.policy for row in table.rows)
     for row in table.rows:
         if any(row.cells[name].difference is not None for name in shown):
-            rows.append((Entry(row.policy), *(_difference(name, row) for name in shown)))
+            rows.append((Entry(names[row.policy]), *(_difference(name, row) for name in shown)))
     if not rows:
         return None
     caption = f"Differences to {table.baseline}, paired by seed."
@@ -158,6 +158,7 @@ def capacity_table(found: Sequence[PolicyCapacity], seeds: int, slo: str) -> Tab
 def tokens_table(series: ScenarioSeries) -> Table:
     """Return calls, tokens and prefix-cache hits per policy and model."""
     rows: list[tuple[Entry, ...]] = []
+    names = short_names(policy.policy for policy in series.policies)
     for policy in series.policies:
         t = policy.tokens
         served = [m for m in range(len(policy.example.models)) if t["calls"][m] > 0]
@@ -165,7 +166,7 @@ def tokens_table(series: ScenarioSeries) -> Table:
             model = policy.example.models[m]
             rows.append(
                 (
-                    Entry(policy.policy if m == served[0] else ""),
+                    Entry(names[policy.policy] if m == served[0] else ""),
                     Entry(model),
                     Entry(f"{t['calls'][m]:.0f}"),
                     Entry(f"{100 * policy.model_share[m]:.1f}"),
@@ -199,7 +200,8 @@ def stages_table(series: ScenarioSeries) -> Table:
             cells.append(Entry("\N{EN DASH}" if share is None else " / ".join(f"{100 * s:.0f}" for s in share)))
         rows.append(tuple(cells))
     caption = f"Share (%) of each stage's calls served by {' / '.join(models)}."
-    return Table(caption, ("Stage", *(p.policy for p in series.policies)), tuple(rows))
+    names = short_names(p.policy for p in series.policies)
+    return Table(caption, ("Stage", *names.values()), tuple(rows))
 
 
 def cluster_table(scenario: Scenario, log: EpisodeLog) -> Table:
@@ -238,9 +240,10 @@ def failures_table(results: Results) -> Table | None:
     return Table("Runs that failed; they count in no figure.", header, rows, text_columns=frozenset({1, 3}))
 
 
-def _row_note(row: Row, table: Summary) -> str:
+def _row_note(row: Row, table: Summary, names: Mapping[str, str]) -> str:
     note = f"{row.failed} of {row.seeds + row.failed} runs failed" if row.failed else ""
-    return note or ("baseline" if row.policy == table.baseline else "")
+    note = note or ("baseline" if row.policy == table.baseline else "")
+    return note or (row.policy if names[row.policy] != row.policy else "")
 
 
 def _best(table: Summary, name: str) -> str | None:

@@ -53,6 +53,16 @@ class TrainingCurve:
             last = wall_s
         return total / 60
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What its W&B run is recognised by."""
+        return training_key(self.name, self.started)
+
+    @property
+    def tracked(self) -> list[Path]:
+        """What W&B was told while it trained, or later: the directories of its W&B run."""
+        return sorted(self.folder.glob(f"wandb/*run-*-{tracking.run_id(*self.key)}"))
+
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """Return (steps, values) of one column, where it is there."""
         points = [(float(row["steps"]), float(row[name])) for row in self.rows if row.get(name) is not None]
@@ -63,6 +73,11 @@ class TrainingCurve:
         """The point with the highest reward in an evaluation; empty if there was none."""
         found = [row for row in self.rows if row.get("eval/reward") is not None]
         return max(found, key=lambda row: float(row["eval/reward"]), default={})
+
+
+def training_key(name: str, started: str) -> tuple[str, ...]:
+    """Return what the W&B run of a training run is recognised by: its name, and when it was begun."""
+    return "train", name, started
 
 
 def is_training(folder: Path) -> bool:
@@ -106,7 +121,7 @@ def training_table(curves: Sequence[TrainingCurve]) -> Table:
         settings = ", ".join(f"{name}={value}" for name, value in curve.settings.items() if name not in _BESIDES)
         rows.append(
             (
-                Entry(curve.name, settings),
+                Entry(curve.name),
                 Entry(curve.learner),
                 Entry(curve.scenario),
                 Entry(f"{curve.steps:,}"),
@@ -114,15 +129,17 @@ def training_table(curves: Sequence[TrainingCurve]) -> Table:
                 Entry(f"{int(best['steps']):,}" if best else "\N{EN DASH}"),
                 *(Entry(f"{best[name]:.3f}" if best.get(name) is not None else "\N{EN DASH}") for name, _ in SHOWN),
                 Entry(f"{100 * best['eval/accuracy']:.1f}" if best.get("eval/accuracy") is not None else "\N{EN DASH}"),
+                Entry(settings),
             )
         )
     header = (
-        "Run", "Learner", "Scenario", "Steps", "Minutes", "best at step", *(label for _, label in SHOWN), "Accuracy (%)",
+        "Run", "Learner", "Scenario", "Steps", "Minutes", "best at step", "Reward", "JCT mean (s)", "Accuracy (%)", "Settings",
     )  # fmt: skip
     notes = (
-        "The last four columns: the evaluation with the highest reward, on traffic that no other run or table uses.",
+        "Reward (per request), JCT and accuracy: of the evaluation with the highest reward, on traffic of its own. "
+        "Settings: those that are not at their defaults.",
     )
-    return Table("Training runs.", header, tuple(rows), notes, frozenset({1, 2}))
+    return Table("Training runs.", header, tuple(rows), notes, frozenset({1, 2, len(header) - 1}))
 
 
 def curves_figure(curves: Sequence[TrainingCurve], colour: Mapping[str, str]) -> Figure | None:
@@ -130,13 +147,16 @@ def curves_figure(curves: Sequence[TrainingCurve], colour: Mapping[str, str]) ->
     if not any(curve.column(SHOWN[0][0])[0] for curve in curves):
         return None
 
+    thousands = max(curve.steps for curve in curves) < 2e6
+    unit, word = (1e3, "thousands") if thousands else (1e6, "millions")
+
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(SHOWN))
         for axes, (name, label) in zip(panels, SHOWN, strict=True):
             for curve in curves:
                 x, y = curve.column(name)
-                axes.plot([v / 1e6 for v in x], y, "o-", ms=2.5, lw=1.2, color=colour[curve.name], label=curve.name)
-            axes.set(xlabel="Decisions (millions)", ylabel=label)
+                axes.plot([v / unit for v in x], y, "o-", ms=2.5, lw=1.2, color=colour[curve.name], label=curve.name)
+            axes.set(xlabel=f"Decisions ({word})", ylabel=label)
             axes.set_xlim(left=0)
         figure_legend(figure, panels[0])
 
@@ -149,7 +169,7 @@ def mirror_training(curve: TrainingCurve, *, mode: str, project: str | None = No
         curve.folder,
         mode=mode,
         project=project,
-        key=("train", curve.name, curve.started),
+        key=curve.key,
         name=curve.name,
         group=curve.group,
         job_type="train",

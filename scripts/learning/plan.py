@@ -75,7 +75,7 @@ class Size:
     """PPO stops after so long, per pair."""
 
 
-FULL: Final = Size("full", 3000, 5, 2, (0.7, 0.9, 1.1), PAIRS, ("router", "oracle"), 1.0, 20_000, 600_000, 4.0)
+FULL: Final = Size("full", 2000, 4, 1, (0.7, 0.9, 1.1), PAIRS, ("router", "oracle"), 1.0, 20_000, 600_000, 6.0)
 QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], ("oracle",), 1.0, 2_000, 20_000, 0.5)
 
 

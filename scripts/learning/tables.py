@@ -51,7 +51,11 @@ def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Pa
         "",
         "## Mean JCT against Aragog's",
         "",
-        *_overview(results, size, ceilings, models),
+        *_overview(results, size, ceilings, models, json.loads((out / "limits.json").read_text())),
+        "",
+        "*Least*: what the fluid model allows at best where a request has one call at a time "
+        "(`scripts/learning/limits.py`), a steady stream without bursts; where nothing is said, it cannot be served for ever, "
+        "or requests have parallel calls.",
         "",
         "## Families that no training saw",
         "",
@@ -67,19 +71,30 @@ def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Pa
     return "\n".join(lines) + "\n"
 
 
-def _overview(results: Results, size: Size, ceilings: Ceilings, models: Path) -> list[str]:
+def _overview(
+    results: Results, size: Size, ceilings: Ceilings, models: Path, limits: dict[str, float | None]
+) -> list[str]:
     rows = []
     for case in cases(size):
         for load in size.loads:
-            runs = _runs(results, case, at_load(case, size, load, ceilings).name, models)
+            name = at_load(case, size, load, ceilings).name
+            runs, least = _runs(results, case, name, models), limits[name]
             if REFERENCE not in runs:
                 continue
             row = [str(case), f"{load:g}", f"{_mean(runs[REFERENCE], 'jct_mean_s'):.2f}"]
+            row.append("" if least is None else f"{least:.2f}")
             for policy in (RULE, *LEARNED):
                 row.append(_percent(jct_change(runs, policy)) if policy in runs else "")
             change = 100 * _difference(runs, "ppo", _RIGHT) if "ppo" in runs else np.array([np.nan])
             rows.append([*row, f"{change.mean():+.2f}"])
-    header = ("case", "load", "Aragog, s", *(f"{name}, %" for name in (RULE, *LEARNED)), "right, ppo, points")
+    header = (
+        "case",
+        "load",
+        "Aragog, s",
+        "least, s",
+        *(f"{name}, %" for name in (RULE, *LEARNED)),
+        "right, ppo, points",
+    )
     return _table(header, rows)
 
 

@@ -18,7 +18,7 @@ from .plan import RULE, Case, Ceilings, Size, at_load
 
 SHARED: Final[dict[str, Any]] = {"order": "work", "window": 256, "ready_slots": 8, "threads": 1}
 """Settings of both learners: of the ready calls the eight nearest to their answers are shown."""
-IMITATION: Final[dict[str, Any]] = {"rounds": 3, "epochs": 4, "evaluate_episodes": 8}
+IMITATION: Final[dict[str, Any]] = {"rounds": 3, "epochs": 4, "evaluate_every": 3, "evaluate_episodes": 8}
 PPO: Final[dict[str, Any]] = {
     "envs": 32,
     "horizon": 256,

@@ -42,7 +42,7 @@ def test_the_environment_and_a_view_show_the_same_on_a_whole_episode() -> None:
         for ours, theirs in ((seen.calls, calls), (seen.routes, routes), (seen.pairs, pairs), (seen.globals, amounts)):
             assert ours.tobytes() == theirs[0].tobytes()
         assert (seen.mask[:-1] == mask[0, :-1]).all()
-        assert seen.chosen.tolist() == env.shown.index[0][: len(seen.chosen)].tolist()
+        assert seen.chosen.tolist() == env.shown.which[0][: len(seen.chosen)].tolist()
         elsewhere += seen.chosen.tolist() != list(range(len(seen.chosen)))
         action = random_actions(mask, rng)
         assert seen.number(seen.action(int(action[0]))) == action[0]
@@ -130,17 +130,18 @@ def test_a_nearly_finished_request_is_shown_before_a_new_one() -> None:
     backend = SimBackend(override(load_scenario("toy"), requests=3, warmup_requests=0, rate_rps=1000.0))
     encoder = SlotEncoder(backend.scenario, Rules("none", window=8, order="work"), 4)
     backend.reset(0)
-    sent = 0
+    sent, mixed = 0, 0
     while not backend.done:
         view = backend.view()
         seen = encoder.encode(view)
         done = view.calls["nodes_done"][seen.chosen]
         assert (np.diff(done) <= 0).all()
+        mixed += len(np.unique(done)) > 1
         # Keep the youngest request waiting until the oldest has come back for its second call.
         hold = sent > 0 and done.max(initial=0) == 0
         backend.step(seen.action(len(seen.mask) - 1 if hold and seen.mask[-1] else 0))
         sent += 1
-    assert sent > 6
+    assert mixed > 0
 
 
 @pytest.mark.parametrize("given", [{"order": "wrok"}, {"order": "work"}, {"window": -1}])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ pytest.importorskip("torch")
 
 from aragog_env.cli import main
 from aragog_env.cli.sweep import PARAMETERS
+from aragog_env.harness.ray_pool import connect
 from aragog_env.harness.training_jobs import LEARNERS, Train, Trained, TrainingJob
 from aragog_env.harness.work import Context
 from aragog_env.registry import load_entry_point
@@ -57,8 +56,7 @@ def test_a_grid_in_processes_equals_its_runs_alone_and_can_be_resumed(
 def cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs that this process is part of."""
     ray = pytest.importorskip("ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    connect(None, 2)
     yield
     ray.shutdown()
 

@@ -116,6 +116,7 @@ def test_the_comparison_in_w_and_b(tmp_path: Path, offline: None) -> None:
     assert [row["eval/reward"] for row in trained.history] == [-2.0, -1.0, -1.5]
     assert [row["_step"] for row in trained.history] == [1, 2, 3] and trained.history[0]["train/steps"] == 1000
     assert trained.metrics["eval/reward"].step_metric == "train/steps" and trained.metrics["eval/reward"].summary.max
+    assert read_training(run)[0].tracked == [directories[3]] and mirror_comparison(comparison, mode="off") == []
     (artifact,) = trained.artifacts.values()
     assert artifact.type == "model" and [entry.path for entry in artifact.manifest.contents] == ["best.safetensors"]
     logged = tables(directories[-1])

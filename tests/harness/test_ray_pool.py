@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +22,7 @@ from aragog_env.errors import AragogError, SpecError
 from aragog_env.harness.episodes import differences, load_episode
 from aragog_env.harness.evaluate import evaluate
 from aragog_env.harness.executor import Executor
-from aragog_env.harness.ray_pool import _Asking, _Changes, _one_compiles
+from aragog_env.harness.ray_pool import _Asking, _Changes, _one_compiles, connect
 from aragog_env.harness.results import Results, read
 from aragog_env.policy import Dispatch, Wait
 
@@ -41,14 +41,9 @@ def cluster() -> Iterator[str]:
     """A Ray cluster of two CPUs that this process is part of; its address."""
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers look for modules where the driver was started: that of the policies of these tests is `harness.fakes`.
-    before = Path.cwd()
-    os.chdir(REPOSITORY / "tests")
-    context = ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    os.chdir(before)
+    with contextlib.chdir(REPOSITORY / "tests"):
+        context = connect(None, 2)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

@@ -11,7 +11,7 @@ import pytest
 from aragog_env.errors import SpecError
 from aragog_env.harness.evaluate import evaluate
 from aragog_env.harness.results import Results, read
-from aragog_env.harness.summary import COMPARABLE, choose_baseline, format_value, summarise
+from aragog_env.harness.summary import COMPARABLE, choose_baseline, format_value, short_names, summarise
 from aragog_env.harness.tables import differences_table, metrics_table
 
 from .fakes import FakeBackend, Fixed, Large, Raises, make_scenario
@@ -104,3 +104,12 @@ def test_best_of_a_column_is_bold_in_its_direction(results: Results) -> None:
     strong = [[entry.strong for entry in row[1:]] for row in drawn.rows]
     assert strong == [[True, False, False], [False, False, False], [False, True, False]]
     assert differences_table(replace(table, rows=table.rows[:1])) is None
+
+
+def test_models_are_shown_by_the_end_of_their_path_where_that_tells_them_apart() -> None:
+    names = ["aragog:beam=8", "ppo:runs/a/first,sample", "ppo:runs/a/second", "dqn:runs/b/second/", "fixed:x=a/b"]
+    assert list(short_names(names).values()) == [
+        "aragog:beam=8", "ppo:first,sample", "ppo:second", "dqn:second", "fixed:x=a/b",
+    ]  # fmt: skip
+    same = ["ppo:one/best.safetensors", "ppo:two/best.safetensors", "ppo:two/model.safetensors"]
+    assert list(short_names(same).values()) == [*same[:2], "ppo:model.safetensors"]

@@ -91,7 +91,7 @@ def test_text_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("load: [0.5, 1.25]", "laod: [1]", "sampler.yaml:5, key 'laod': unknown key. Did you mean 'load'?"),
+        ("load: [0.5, 1.25]", "lode: [1]", "sampler.yaml:5, key 'lode': unknown key. Did you mean 'load'?"),
         ("load: [0.5, 1.25]", "load: [2, 1]", "sampler.yaml:5, key 'load': a range is [lowest, highest]"),
         ("load: [0.5, 1.25]", "load: [0, 1]", "sampler.yaml:5, key 'load[0]': must be greater than 0"),
         ("load: [0.5, 1.25]", "load: [1]\nrate_rps: [1]", "give 'rate_rps' or 'load', not both"),

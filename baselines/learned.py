@@ -142,7 +142,8 @@ class LearnedPolicy:
         model: the file; the folder of a training run; or a folder of models, of which the one for the scenario's workflows is
             taken (`model_for`); empty: the folder of those that are shipped.
         mode: `greedy`, or `sample` to draw actions as in training.
-        viable: source of viable sets; empty: as in training.
+        viable: source of viable sets; empty: as in training, but Aragog's router for a model out of a folder of models, which
+            are shared by all sources.
 
     Raises:
         SpecError: no such model, or one of another kind or schema.
@@ -156,11 +157,12 @@ class LearnedPolicy:
             raise SpecError(f"policy '{name}' needs a trained model: {name}:PATH")
         if mode not in MODES:
             raise SpecError(f"policy '{name}': unknown mode '{mode}'.{did_you_mean(str(mode), MODES)}")
-        self.mode, self._viable = mode, viable
+        self.mode = mode
         self._scenario: Scenario | None = None
         self._outcomes: tuple[tuple[OutcomeTable, ...], tuple[NDArray[np.float64], ...]] | None = None
         folder = Path(model) if model else SHIPPED
         self._folder = folder if any(folder.glob(f"{self.kind}-*.safetensors")) or not model else None
+        self._viable = viable or ("" if self._folder is None else "router")
         if self._folder is None:
             self._take(model)
         if self._folder is not None or self.rules.viable != NONE:

@@ -37,8 +37,10 @@ def slowing(scenario: Scenario) -> NDArray[np.float64]:
     shares = []
     for replica in scenario.cluster.expand():
         entry = profile.of(replica.name)
-        curve, full = entry.curve_rps(), max(2, entry.saturation())
-        shares.append(max(0.0, full / curve[full] * curve[1] - 1.0) / (full - 1))
+        curve = entry.curve_rps()
+        full = min(max(2, entry.saturation()), len(curve) - 1)
+        # A server that runs one call at a time makes the others wait for it.
+        shares.append(max(0.0, full / curve[full] * curve[1] - 1.0) / (full - 1) if full > 1 else 1.0)
     result = np.array(shares)
     result.setflags(write=False)
     return result

@@ -69,9 +69,9 @@ class Settings:
     wait: bool = False
     """Whether it may wait although something can be sent."""
     window: NonNegativeInt = 0
-    """So many of the oldest ready calls are looked at, and those that can be sent now are shown first; 0: the oldest are shown."""
+    """So many of the oldest ready calls are looked at, and those that can be sent now are shown first; 0: the oldest are."""
     order: str = "arrival"
-    """Order in which calls are shown apart from that: arrival, or work (the least work until the answer first)."""
+    """Order in which calls are shown apart from that: arrival, work (the least until the answer first) or price."""
     accuracy_weight: NonNegative | None = None
     """Price of a right answer in the reward, in latencies of the SLO; empty: the scenario's, but 0 where viable sets guard the
     accuracy, since which answers turn out right is noise then."""

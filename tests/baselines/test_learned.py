@@ -174,3 +174,16 @@ def test_deciding_loads_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_bare_name_takes_the_shipped_model_of_the_workflow_with_the_routers_sets() -> None:
+    policy: Any = make_policy("ppo")
+    assert isinstance(policy, NeedsOutcomes)
+    with pytest.raises(
+        SpecError, match=r"there is no model of 'ppo' for 'toy_chain', only for .*self_refine_humaneval"
+    ):
+        policy.reset(load_scenario("toy"), 0)
+    for name, sets in (("ppo", "router"), ("imitation:viable=oracle", "oracle")):
+        policy = make_policy(name)
+        policy.reset(load_scenario("aragog-self_refine_humaneval-qwen"), 0)
+        assert policy.rules.viable == sets and policy.model.kind == name.partition(":")[0]

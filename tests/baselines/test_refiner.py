@@ -128,7 +128,7 @@ def test_what_can_be_sent_comes_first_then_what_needs_least() -> None:
 
 def test_a_nearly_finished_request_is_shown_before_a_new_one() -> None:
     backend = SimBackend(override(load_scenario("toy"), requests=3, warmup_requests=0, rate_rps=1000.0))
-    encoder = SlotEncoder(backend.scenario, Rules("none", window=8, order="work"), 4)
+    encoder = SlotEncoder(backend.scenario, Rules("none", wait=True, window=8, order="work"), 4)
     backend.reset(0)
     sent, mixed = 0, 0
     while not backend.done:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from toy_outcomes import L, M, S, backend, ready, served, table_with
 
 from aragog_env.backends.sim import SimBackend
 from aragog_env.harness.rollout import run_episode
-from aragog_env.policy import Dispatch
+from aragog_env.policy import Dispatch, Wait
 from aragog_env.registry import make_policy
 from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
@@ -22,20 +23,20 @@ def test_a_fast_first_call_is_not_worth_a_slow_second_one() -> None:
 
 
 def test_a_second_call_goes_before_a_first_one() -> None:
-    sim = backend(9)
+    """Eight requests fill the small server and eight the large one; a latecomer waits when the first come back."""
+    sim = backend(17)
     viable = {q: [(S, S)] for q in range(16)}
-    policy = ready("shortest_work:oracle", sim, table_with(sim, viable), [0.0] * 8 + [5.0])
-    for _ in range(8):
-        sim.step(policy.act(sim.view()))  # the first eight fill the small server until 10 ms
-    while True:
-        view = sim.view()
-        action = policy.act(view)
-        done = view.calls["nodes_done"]
-        if isinstance(action, Dispatch) and view.calls["request"][action.call] != 8:
-            assert done[action.call] == 1 and (done == 0).any()  # the ninth still waits for its first call
-            break
-        assert not isinstance(action, Dispatch) or view.routes["model"][action.route] == L
-        sim.step(action)
+    policy = ready("shortest_work:oracle", sim, table_with(sim, viable), [0.0] * 16 + [5.0])
+    for _ in range(16):
+        sim.step(policy.act(sim.view()))
+    assert sim.view().now_s == pytest.approx(0.005)
+    action = policy.act(sim.view())
+    assert isinstance(action, Wait)
+    sim.step(action)
+    view, done = sim.view(), sim.view().calls["nodes_done"]
+    action = policy.act(view)
+    assert view.now_s == pytest.approx(0.01, abs=0.002) and sorted(set(done.tolist())) == [0, 1]
+    assert isinstance(action, Dispatch) and done[action.call] == 1 and view.routes["model"][action.route] == S
 
 
 def test_it_needs_no_free_server_to_wait_and_serves_all() -> None:

@@ -29,6 +29,19 @@ def env(scenario: dict[str, Any]) -> Iterator[Any]:
     made.close()
 
 
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B without an account: nothing is written outside of the test's folder, and the client forgets the test afterwards."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_SWEEP_ID", "WANDB_PROJECT", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    yield
+    wandb.teardown()
+
+
 @pytest.fixture(scope="session")
 def episodes() -> dict[str, tuple[Any, list[Step]]]:
     """One finished episode of each kind of scenario, with its environment: look, do not step."""

@@ -169,10 +169,7 @@ def test_shares_of_time() -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_curve_is_mirrored_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+def test_the_curve_is_mirrored_offline(offline: None, tmp_path: Path) -> None:
     folder = tmp_path / "group" / "run"
     train(cut(), PPOSettings(**QUICK), folder, tell=lambda line: None, wandb="offline")
     (directory,) = (folder / "wandb").glob("offline-run-*")

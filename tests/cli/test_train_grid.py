@@ -127,9 +127,8 @@ def test_a_lost_run_is_reported_and_says_what_it_takes(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("learner", list(PARAMETERS))
 def test_the_sweeps_command_trains_with_its_parameters(
-    learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    learner: str, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb")
     from wandb.sdk.launch.sweeps import utils
 
     words = ["train", learner, "-s", "toy", "--viable", "oracle", *SMALL[:6], "--print-sweep"]
@@ -149,7 +148,6 @@ def test_the_sweeps_command_trains_with_its_parameters(
     assert command[:3] == ["aragog", "train", learner] and command.count("--wandb") == 1
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     monkeypatch.setenv("WANDB_RUN_ID", "run1")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     command[command.index("online")] = "offline"
     assert main(command[1:]) == 0

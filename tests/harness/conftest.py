@@ -33,14 +33,3 @@ def results(folder: Path) -> Results:
 def log(tmp_path: Path) -> EpisodeLog:
     """One episode that ran to its end."""
     return run_episode(Spread(), "spread", FakeBackend(make_scenario(tmp_path)), 3)
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No account, and nothing written outside of the test's folder."""
-    pytest.importorskip("wandb")
-    for name in ("WANDB_API_KEY", "WANDB_SWEEP_ID", "WANDB_PROJECT", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))

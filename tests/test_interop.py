@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import re
 import subprocess
 import sys
@@ -89,9 +88,12 @@ def test_script(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{NEEDS[name]} is not installed")
     words = ["--steps", "512", "--requests", "20", "--seeds", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, "-m", f"scripts.interop.{name}", *words], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "COLUMNS": "400"},
-    )  # fmt: skip
+        [sys.executable, "-m", f"scripts.interop.{name}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     losses = [float(value) for value in re.findall(r"\bloss (\S+?),?\s", done.stdout)]
     assert losses and all(math.isfinite(value) for value in losses), done.stdout

@@ -16,7 +16,7 @@ from ..harness.summary import Summary, format_interval, format_value, heading
 if TYPE_CHECKING:
     from ..harness.capacity import PolicyCapacity
 
-_WIDTH_WITHOUT_TERMINAL = 132
+_WIDTH_WITHOUT_TERMINAL = 200
 
 
 def console() -> Console:
@@ -29,7 +29,7 @@ def print_summary(table: Summary, metrics: Sequence[str]) -> None:
     """Print policies x metrics with 95% intervals."""
     shown = [name for name in metrics if name in table.metrics]
     drawn = _table(f"Scenario {table.scenario}" if table.scenario else "All scenarios")
-    drawn.add_column("Policy", style="bold", no_wrap=True)
+    drawn.add_column("Policy", style="bold", overflow="fold")
     for name in shown:
         drawn.add_column(heading(name), justify="right")
     for row in table.rows:
@@ -52,7 +52,7 @@ def print_summary(table: Summary, metrics: Sequence[str]) -> None:
 def print_capacities(found: Sequence[PolicyCapacity], scenario: str) -> None:
     """Print ceilings and capacities."""
     drawn = _table(f"Rate sweep of {scenario}")
-    drawn.add_column("Policy", style="bold", no_wrap=True)
+    drawn.add_column("Policy", style="bold", overflow="fold")
     for name in ("Ceiling (req/s)", "at rate (req/s)", "Capacity under SLO (req/s)", "Rates tried"):
         drawn.add_column(name, justify="right")
     for p in found:

@@ -137,7 +137,11 @@ def _engine_arguments(deployment: DeploymentSpec, replica: ReplicaSpec, serve: S
         words += ["--dtype", serve.dtype]
     if serve.device == "cpu":
         # Compilation takes minutes on a few cores and gains nothing on small models.
-        return [*words, "--enforce-eager", *(("--distributed-executor-backend", "uni") if _in_one_process(serve) else ())]
+        return [
+            *words,
+            "--enforce-eager",
+            *(("--distributed-executor-backend", "uni") if _in_one_process(serve) else ()),
+        ]
     if replica.tp > 1:
         words += ["--tensor-parallel-size", str(replica.tp)]
     return [*words, "--gpu-memory-utilization", str(replica.gpu_memory_utilization)]

@@ -27,7 +27,7 @@ from policies.aragog.embedders import make_embedder
 from .outcome_fit import estimates
 from .outcome_fit.data import DATA, NEEDED
 from .outcome_fit.fit import LIKE, Public, Size, TextFit, fit_text, of_dataset, read
-from .outcome_fit.text import Floats, embed
+from .outcome_fit.text import Floats
 from .pages import write_part
 from .reproduction.embedders import SHARES
 from .reproduction.tables import table
@@ -96,7 +96,7 @@ def measure(name: str, source: Public, size: Size) -> dict[str, Any]:
 
 def with_length(vectors: Floats, texts: Sequence[str]) -> Floats:
     """Return an embedding with the log length beside it, as n-grams have it."""
-    return np.column_stack([vectors, embed(texts, 1)[:, -1]])
+    return np.column_stack([vectors, np.log([len(text) + 1 for text in texts])])
 
 
 def markdown(known: dict[str, Any]) -> str:

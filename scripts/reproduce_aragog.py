@@ -19,11 +19,9 @@ from typing import Any
 
 from aragog_env.errors import AragogError
 from aragog_env.files import write_atomically
-from aragog_env.harness.evaluate import policy_maker, run_jobs
-from aragog_env.harness.jobs import Episodes
-from aragog_env.harness.pool import Pool, usable_cores
-from aragog_env.harness.progress import Progress, automatic
-from aragog_env.harness.results import Results, finite, open_for_writing, read
+from aragog_env.harness.pool import usable_cores
+from aragog_env.harness.progress import Progress
+from aragog_env.harness.results import Results, finite, read
 
 from .pages import write_part
 from .reproduction import figures, routing, search, tables
@@ -31,6 +29,7 @@ from .reproduction.findings import collect, plain
 from .reproduction.measure import Measured
 from .reproduction.paper import FAMILIES
 from .reproduction.plan import FULL, QUICK, Runs, Size, all_runs, jobs_for
+from .running import run_missing
 
 COMMAND = "python -m scripts.reproduce_aragog --page docs/reproduction.md"
 
@@ -89,7 +88,7 @@ def reproduce(
         AragogError: a run failed, or `run` is off and one is missing.
     """
     begin = time.perf_counter()
-    results = execute(all_runs(size), size, out, workers, progress or automatic()) if run else read(out)
+    results = execute(all_runs(size), size, out, workers, progress) if run else read(out)
     data = collect(Measured(results, size.seeds), size)
     data["routing"] = routing.overheads(data, size)
     data["search"] = search.searches(size.snapshots, out)
@@ -101,18 +100,11 @@ def reproduce(
     return data
 
 
-def execute(runs: list[Runs], size: Size, out: Path, workers: int, progress: Progress) -> Results:
+def execute(runs: list[Runs], size: Size, out: Path, workers: int, progress: Progress | None) -> Results:
     """Run the episodes that are not on disk yet."""
-    scenarios = list({run.scenario.name: run.scenario for run in runs}.values())
-    policies = list(dict.fromkeys(run.setting.policy for run in runs))
-    settings = {"policies": policies, "seeds": list(range(size.seeds)), "size": size.name}
-    with open_for_writing(out, scenarios, resume=(out / "manifest.json").exists(), settings=settings) as results:
-        with Pool(workers, Episodes(policy_maker(policies))) as pool:
-            try:
-                run_jobs(results, jobs_for(runs, size, str(out)), pool, progress)
-            finally:
-                progress.end()
-    return results
+    settings = {"seeds": list(range(size.seeds)), "size": size.name}
+    jobs = jobs_for(runs, size, str(out))
+    return run_missing(jobs, (run.scenario for run in runs), settings, out, workers, progress)
 
 
 if __name__ == "__main__":

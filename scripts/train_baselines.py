@@ -21,11 +21,9 @@ from pathlib import Path
 
 from aragog_env.errors import AragogError
 from aragog_env.files import write_atomically
-from aragog_env.harness.evaluate import run_jobs
-from aragog_env.harness.jobs import Episodes, Job, registered_policy
-from aragog_env.harness.pool import Pool, usable_cores
-from aragog_env.harness.progress import automatic
-from aragog_env.harness.results import Results, open_for_writing, read
+from aragog_env.harness.jobs import Job
+from aragog_env.harness.pool import usable_cores
+from aragog_env.harness.results import Results, read
 from baselines.learned import SHIPPED
 
 from .learning import decisions, limits, plots, tables
@@ -43,6 +41,7 @@ from .learning.plan import (
     unseen_jobs,
 )
 from .learning.train import train_pair
+from .running import run_missing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -116,18 +115,7 @@ def train_all(size: Size, ceilings: Ceilings, runs: Path, models: Path, workers:
 
 def execute(jobs: list[Job], size: Size, out: Path, workers: int) -> Results:
     """Run the episodes that are not on disk yet."""
-    scenarios = list({job.scenario.name: job.scenario for job in jobs}.values())
-    settings = {"policies": list(dict.fromkeys(job.policy for job in jobs)), "size": size.name}
-    progress = automatic()
-    with open_for_writing(
-        out, scenarios, kind="evaluate", resume=(out / "manifest.json").exists(), settings=settings
-    ) as results:
-        with Pool(workers, Episodes(registered_policy)) as pool:
-            try:
-                run_jobs(results, jobs, pool, progress)
-            finally:
-                progress.end()
-    return results
+    return run_missing(jobs, (job.scenario for job in jobs), {"size": size.name}, out, workers)
 
 
 def _ceiling_jobs(size: Size, out: Path) -> list[Job]:

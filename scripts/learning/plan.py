@@ -20,15 +20,10 @@ from aragog_env.specs.override import override
 from aragog_env.specs.scenario import Scenario
 
 from ..reproduction.measure import steady_throughput_rps
+from ..reproduction.paper import WORKFLOWS
 from ..reproduction.plan import bound_rps
 
-PAIRS: Final = (
-    "self_refine_humaneval",
-    "self_refine_squad",
-    "text_to_sql_bird",
-    "voting_mmlu_pro",
-    "decomposition_strategyqa",
-)
+PAIRS: Final = tuple(WORKFLOWS)
 """Workflows with their data sets, on Qwen2.5 7B, 14B and 32B."""
 REFERENCE: Final = "aragog"
 RULE: Final = "shortest_work"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +17,7 @@ from aragog_env.harness.progress import Bars, Silent
 from aragog_env.harness.results import read
 
 from .fakes import POLICIES, Exits, FakeBackend, Fixed, Invalid, Raises, make_scenario
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from .slow_experiment import start
 
 
 def _evaluate(tmp_path: Path, policies: Any, seeds: Any = 2, **options: Any) -> Any:
@@ -115,40 +111,6 @@ def test_bars_follow_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "all runs" in captured.err and "4/4" in captured.err and "failed" in captured.err
 
 
-SLOW_EXPERIMENT = """
-    import sys, time
-    from pathlib import Path
-    from tests.harness.fakes import Fixed, FakeBackend, make_scenario
-    from aragog_env.harness.evaluate import evaluate
-    from aragog_env.policy import Dispatch
-
-    class Slow(Fixed):
-        def act(self, view):
-            time.sleep(0.01)
-            return Dispatch(0, 0)
-
-    if __name__ == "__main__":
-        base = Path(sys.argv[1])
-        try:
-            evaluate({"slow": Slow}, make_scenario(base, requests=20), 40, out=base / "out", workers=2,
-                     make_backend=FakeBackend, resume=True)
-        except KeyboardInterrupt:
-            sys.exit(130)
-"""
-
-
-def _start(tmp_path: Path) -> subprocess.Popen[bytes]:
-    script = tmp_path / "slow.py"
-    script.write_text(textwrap.dedent(SLOW_EXPERIMENT))
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
 def _wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -176,7 +138,7 @@ def _lines(tmp_path: Path) -> int:
 
 
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
-    process = _start(tmp_path)
+    process = start(tmp_path, "workers=2, resume=True")
     _wait_for(lambda: _lines(tmp_path) >= 2)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     _, errors = process.communicate(timeout=30)
@@ -188,7 +150,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> 
 
 
 def test_kill_9_loses_nothing_that_was_finished(tmp_path: Path) -> None:
-    process = _start(tmp_path)
+    process = start(tmp_path, "workers=2, resume=True")
     _wait_for(lambda: _lines(tmp_path) >= 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from aragog_env.harness.results import Results, read
 from aragog_env.policy import Dispatch, Wait
 
 from .fakes import POLICIES, Exits, FakeBackend, Fixed, Raises, make_scenario
+from .slow_experiment import start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Ray leaves sockets and files to the garbage collector.
@@ -134,40 +134,9 @@ def test_workers_that_lack_a_module_say_so(cluster: str, tmp_path: Path) -> None
         _evaluate(tmp_path, {"small": partial(lambda policy: policy, broken)})
 
 
-EXPERIMENT = """
-    import sys, time
-    from pathlib import Path
-    from tests.harness.fakes import Fixed, FakeBackend, make_scenario
-    from aragog_env.harness.evaluate import evaluate
-    from aragog_env.harness.executor import Executor
-    from aragog_env.policy import Dispatch
-
-    class Slow(Fixed):
-        def act(self, view):
-            time.sleep(0.01)
-            return Dispatch(0, 0)
-
-    if __name__ == "__main__":
-        base = Path(sys.argv[1])
-        try:
-            evaluate({"slow": Slow}, make_scenario(base, requests=20), 40, out=base / "out",
-                     make_backend=FakeBackend, executor=Executor("ray", address=sys.argv[2]))
-        except KeyboardInterrupt:
-            sys.exit(130)
-"""
-
-
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(cluster: str, tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
-    script.write_text(textwrap.dedent(EXPERIMENT))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path), cluster],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = start(tmp_path, 'executor=Executor("ray", address=sys.argv[2])', cluster)
     lines = tmp_path / "out" / "results.jsonl"
     end = time.monotonic() + 90
     while not lines.exists() or lines.read_bytes().count(b"\n") < 2:

@@ -59,6 +59,12 @@ class Rules:
     order: str = "arrival"
     """In which order calls are shown apart from that: the oldest first (`arrival`), those whose requests need the least
     work until their answer (`work`), or cost the least until then (`price`); the latter two need a window."""
+    point_s: float = 0.0
+    """The price of accuracy: how many seconds one point of expected loss (`ViableSets.losses`) costs a request. Above 0 the price
+    of a configuration has this in it, and instead of viable sets everything is open that loses at most `most_loss`; 0: hard sets,
+    as Aragog has them."""
+    most_loss: float = 20.0
+    """In points, where accuracy has a price: what is expected to lose more is not considered."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -69,6 +75,10 @@ class Rules:
             raise SpecError(f"order must be one of {', '.join(ORDERS)}, got '{self.order}'.{hint}")
         if self.window < 0 or (self.order != "arrival" and not self.window):
             raise SpecError(f"window must not be negative, and above 0 with order={self.order}; got {self.window}")
+        if not (self.point_s >= 0 and self.most_loss > 0):
+            raise SpecError(f"point_s must be 0 or more and most_loss above 0, got {self.point_s} and {self.most_loss}")
+        if self.point_s and self.viable == NONE:
+            raise SpecError("point_s needs to know what configurations lose: viable must be router, oracle or a checkpoint")
 
     def looked_at(self, slots: int) -> int:
         """Return how many of the oldest ready calls are looked at where `slots` are shown."""
@@ -111,6 +121,13 @@ class SlotTables(NamedTuple):
     """Index into `ORDERS`."""
 
 
+class Choices(NamedTuple):
+    """What n requests may run: configurations as bit sets, cheapest first, W words of 64 bits."""
+
+    bits: NDArray[np.uint64]  # (n, W)
+    loss_s: NDArray[np.float32]  # (n, 64 * W) what each one's expected loss of accuracy costs; (n, 0) where that has no price
+
+
 class SlotSets:
     """Rules and the viable sets of requests, in the form that the kernels below want.
 
@@ -129,6 +146,7 @@ class SlotSets:
         space = configuration_space(compiled.scenario)
         models = len(compiled.models)
         self.words, self.nodes = space.words, space.nodes
+        self.loss_width = space.words * WORD_BITS if rules.point_s else 0
         self._configurations = [
             Configurations(graph, models, feasible, fallback)
             for graph, feasible, fallback in zip(compiled.graphs, space.feasible, space.fallback, strict=True)
@@ -165,26 +183,37 @@ class SlotSets:
             self.sets.receive_outcomes(tables, draws)
             self.sets.reset(self.compiled.scenario)
 
-    def bits(self, workflow: int, queries: NDArray[np.integer]) -> NDArray[np.uint64]:
-        """Return the sets of some queries of a workflow, (n, W), cheapest configuration first."""
-        known = self._configurations[workflow]
+    def choices(self, workflow: int, queries: NDArray[np.integer]) -> Choices:
+        """Return what some queries of a workflow may run, n rows, cheapest configuration first."""
+        known, order = self._configurations[workflow], self._order[workflow]
         members = np.repeat(known.feasible[None], len(queries), axis=0)
+        loss_s = np.zeros((len(queries), self.loss_width), np.float32)
         if self.sets is not None:
-            info = self.compiled.info
-            for row, query in enumerate(queries.tolist()):
-                members[row] &= self.sets.viable(info, workflow, query)
+            if self.rules.point_s:
+                losses = self.sets.losses(workflow)[queries]
+                members &= losses <= self.rules.most_loss
+                loss_s[:, : len(order)] = self.rules.point_s * losses[:, order]
+            else:
+                info = self.compiled.info
+                for row, query in enumerate(queries.tolist()):
+                    members[row] &= self.sets.viable(info, workflow, query)
             members[~members.any(axis=1), known.fallback] = True
-        return pack(members[:, self._order[workflow]], self.words)
+        return Choices(pack(members[:, order], self.words), loss_s)
 
-    def of_tape(self, tape: Tape) -> NDArray[np.uint64]:
-        """Return the set of every request of an episode, (n, W)."""
+    def of_tape(self, tape: Tape) -> Choices:
+        """Return what every request of an episode may run, n rows."""
         if self.is_oracle:
             self.receive_outcomes(self.compiled.outcomes, tape.draws)
-        bits = np.zeros((len(tape.workflow), self.words), np.uint64)
+        result = self.no_choices(len(tape.workflow))
         for w in range(len(self._configurations)):
             mine = np.flatnonzero(tape.workflow == w)
-            bits[mine] = self.bits(w, tape.query[mine])
-        return bits
+            for whole, part in zip(result, self.choices(w, tape.query[mine]), strict=True):
+                whole[mine] = part
+        return result
+
+    def no_choices(self, *shape: int) -> Choices:
+        """Return empty sets."""
+        return Choices(np.zeros((*shape, self.words), np.uint64), np.zeros((*shape, self.loss_width), np.float32))
 
 
 def idle_call_s(compiled: CompiledScenario) -> NDArray[np.float64]:

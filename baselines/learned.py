@@ -23,7 +23,7 @@ from aragog_env.specs.scenario import Scenario
 from aragog_env.view import DispatchView
 
 from .decider import Decider
-from .features import NONE, Rules, SlotSets
+from .features import NONE, Choices, Rules, SlotSets
 from .model_file import Kind, ModelFile
 from .refiner import SlotRefiner, allocate_shown
 
@@ -73,14 +73,14 @@ class SlotEncoder:
         self._looked_at = observation.ready_slots
         self._refiner = SlotRefiner(self.sets, ready_slots)
         self._shown = allocate_shown(1, ready_slots, len(self.compiled.replicas))
-        self._bits: dict[tuple[int, int], NDArray[np.uint64]] = {}
+        self._choices: dict[tuple[int, int], Choices] = {}
         self.begin()
 
     def receive_outcomes(self, tables: tuple[OutcomeTable, ...], draws: tuple[NDArray[np.float64], ...] = ()) -> None:
         """Hand the outcome tables to the source of viable sets; an oracle's differ from episode to episode."""
         self.sets.receive_outcomes(tables, draws)
         if self.sets.is_oracle:
-            self._bits.clear()
+            self._choices.clear()
 
     def begin(self) -> None:
         """Begin an episode."""
@@ -96,14 +96,14 @@ class SlotEncoder:
         """Return what the network sees of a decision."""
         observation = self._encoder.encode(view)
         calls = view.calls[: self._looked_at]
-        bits = np.empty((len(calls), self.sets.words), np.uint64)
+        choices = self.sets.no_choices(len(calls))
         for i, key in enumerate(zip(calls["workflow"].tolist(), calls["query"].tolist(), strict=True)):
-            found = self._bits.get(key)
+            found = self._choices.get(key)
             if found is None:
-                found = self._bits[key] = self.sets.bits(key[0], np.array([key[1]]))[0]
-            bits[i] = found
+                found = self._choices[key] = self.sets.choices(key[0], np.array([key[1]]))
+            choices.bits[i], choices.loss_s[i] = found.bits[0], found.loss_s[0]
         shown = self._shown
-        chosen = self._refiner.refine_view(view, bits, observation, shown)
+        chosen = self._refiner.refine_view(view, choices, observation, shown)
         parts = (shown.calls[0].copy(), observation["routes"], shown.pairs[0].copy(), observation["globals"])
         return Seen(*parts, shown.mask[0].copy(), chosen)
 

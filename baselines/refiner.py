@@ -15,7 +15,7 @@ from aragog_env.observation import CallFeature, Observation, ObservationArrays
 from aragog_env.simulation import Simulation
 from aragog_env.view import DispatchView
 
-from .features import ORDERS, PAIR_WIDTH, SlotSets, count, first_of
+from .features import ORDERS, PAIR_WIDTH, Choices, SlotSets, count, first_of
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -115,7 +115,25 @@ def _share(tables, first, k, node, c, workflow, scratch):
 
 
 @njit(cache=True, nogil=True)
-def _rate_models(tables, workflow, node, spent_s, scratch):
+def _least_work_s(tables, workflow, spent_s, loss_s, left):
+    """Return the seconds on idle servers until a request's answer, by the configuration that is best there; 0 if none is left."""
+    best = first_of(left)
+    if best < 0:
+        return 0.0
+    if loss_s.shape[0] > 0:
+        least = _FAR
+        for word in range(left.shape[0]):
+            rest, c = left[word], 64 * word
+            while rest != np.uint64(0):
+                if rest & np.uint64(1) and tables.cost_s[workflow, c] + loss_s[c] < least:
+                    least, best = tables.cost_s[workflow, c] + loss_s[c], c
+                rest >>= np.uint64(1)
+                c += 1
+    return tables.cost_s[workflow, best] - spent_s
+
+
+@njit(cache=True, nogil=True)
+def _rate_models(tables, workflow, node, spent_s, loss_s, scratch):
     """Write, per model that could serve a call: share of configurations kept, work and price until the answer."""
     words, width = scratch.left.shape[0], scratch.served.shape[0]
     first, total = workflow * width, 0
@@ -137,19 +155,22 @@ def _rate_models(tables, workflow, node, spent_s, scratch):
         rest, c = scratch.left[word], 64 * word
         while rest != np.uint64(0):
             if rest & np.uint64(1):
-                price = 0.0
+                price = loss_s[c] if loss_s.shape[0] > 0 else 0.0
                 for k in range(width):
                     m = tables.digits[workflow, c, k]
                     if m >= 0 and scratch.served[k] < 0:
                         price += scratch.lost_s[first + k, m] * _share(tables, first, k, node, c, workflow, scratch)
                 m = tables.digits[workflow, c, node]
-                scratch.by_model[m, 2] = min(scratch.by_model[m, 2], price)
+                if price < scratch.by_model[m, 2]:
+                    scratch.by_model[m, 2] = price
+                    if loss_s.shape[0] > 0:  # not the cheapest one, which may be much worse, but the one that it would run
+                        scratch.by_model[m, 1] = max(0.0, tables.cost_s[workflow, c] - spent_s)
             rest >>= np.uint64(1)
             c += 1
 
 
 @njit(cache=True, nogil=True)
-def _look_at(tables, bits, i, workflow, node, index, scratch):
+def _look_at(tables, bits, loss_s, i, workflow, node, index, scratch):
     """Let ready call i compete for a slot, and count it if one model alone may serve it; `scratch.served` is its request's."""
     spent_s = _remaining(tables, bits, scratch.served, workflow, scratch.left)
     kind = workflow * scratch.served.shape[0] + node
@@ -164,10 +185,9 @@ def _look_at(tables, bits, i, workflow, node, index, scratch):
         scratch.captive[only] += 1
     key = float(i)
     if tables.order == _BY_WORK:
-        cheapest = first_of(scratch.left)
-        key = tables.cost_s[workflow, cheapest] - spent_s if cheapest >= 0 else 0.0
+        key = _least_work_s(tables, workflow, spent_s, loss_s, scratch.left)
     elif tables.order == _BY_PRICE:
-        _rate_models(tables, workflow, node, spent_s, scratch)
+        _rate_models(tables, workflow, node, spent_s, loss_s, scratch)
         key = scratch.by_model[:, 2].min()
     if tables.window > 0 and models > 0 and not can_go:
         key += _FAR
@@ -213,7 +233,7 @@ def _refine_slot(tables, allowed, source, target, mask, scratch):
 
 @njit(cache=True, nogil=True)
 def _show_all(
-    tables, bits, by_rank, call_model, valid, request, workflow, node, running, waiting, up, allowed, encoded, source, wait,
+    tables, bits, loss_s, by_rank, call_model, valid, request, workflow, node, running, waiting, up, allowed, encoded, source, wait,
     shown, scratch,
 ):  # fmt: skip
     """Choose calls and write them in every environment. See `SlotRefiner.refine_all`."""
@@ -231,7 +251,7 @@ def _show_all(
             q = by_rank[e, request[e, i]]
             for k in range(width):
                 scratch.served[k] = call_model[e, q * width + k]
-            _look_at(tables, bits[e, q], i, workflow[e, i], node[e, i], index, scratch)
+            _look_at(tables, bits[e, q], loss_s[e, q], i, workflow[e, i], node[e, i], index, scratch)
         any_open = False
         for slot in range(index.shape[0]):
             part = shown.mask[e, slot * routes : (slot + 1) * routes]
@@ -245,7 +265,7 @@ def _show_all(
             for k in range(width):
                 scratch.served[k] = call_model[e, q * width + k]
             spent_s = _remaining(tables, bits[e, q], scratch.served, workflow[e, i], scratch.left)
-            _rate_models(tables, workflow[e, i], node[e, i], spent_s, scratch)
+            _rate_models(tables, workflow[e, i], node[e, i], spent_s, loss_s[e, q], scratch)
             shown.calls[e, slot] = encoded[e, i]
             target = shown.pairs[e, slot]
             any_open |= _refine_slot(tables, allowed[e, i], source[e, i], target, part, scratch)
@@ -253,7 +273,7 @@ def _show_all(
 
 
 @njit(cache=True, nogil=True)
-def _choose_view(tables, bits, served, workflow, node, load, up, index, scratch):
+def _choose_view(tables, bits, loss_s, served, workflow, node, load, up, index, scratch):
     """Choose among the calls of a view. See `SlotRefiner.choose_view`."""
     index[:] = -1
     scratch.captive[:] = 0
@@ -263,11 +283,11 @@ def _choose_view(tables, bits, served, workflow, node, load, up, index, scratch)
     for i in range(bits.shape[0]):
         for k in range(served.shape[1]):
             scratch.served[k] = served[i, k]
-        _look_at(tables, bits[i], i, workflow[i], node[i], index, scratch)
+        _look_at(tables, bits[i], loss_s[i], i, workflow[i], node[i], index, scratch)
 
 
 @njit(cache=True, nogil=True)
-def _refine_view(tables, bits, served, workflow, node, allowed, source, target, mask, scratch):
+def _refine_view(tables, bits, loss_s, served, workflow, node, allowed, source, target, mask, scratch):
     """`_refine_slot` for chosen calls, of which there are as many as `bits` has rows; empty slots are zero."""
     routes, any_open = allowed.shape[1], False
     for slot in range(target.shape[0]):
@@ -277,7 +297,7 @@ def _refine_view(tables, bits, served, workflow, node, allowed, source, target, 
         for k in range(served.shape[1]):
             scratch.served[k] = served[slot, k]
         spent_s = _remaining(tables, bits[slot], scratch.served, workflow[slot], scratch.left)
-        _rate_models(tables, workflow[slot], node[slot], spent_s, scratch)
+        _rate_models(tables, workflow[slot], node[slot], spent_s, loss_s[slot], scratch)
         part = mask[slot * routes : (slot + 1) * routes]
         any_open |= _refine_slot(tables, allowed[slot], source[slot], target[slot], part, scratch)
     if any_open and not tables.wait:
@@ -306,40 +326,39 @@ class SlotRefiner:
             key=np.zeros(slots),
         )
 
-    def refine_all(
-        self, simulation: Simulation, out: ObservationArrays, bits: NDArray[np.uint64], shown: Shown
-    ) -> None:
+    def refine_all(self, simulation: Simulation, out: ObservationArrays, choices: Choices, shown: Shown) -> None:
         """Write what all environments show.
 
         Args:
             simulation: E environments.
             out: their observations, of all the calls that are looked at.
-            bits: (E, n, W) sets of the requests of the tapes (`SlotSets.of_tape`).
+            choices: (E, n, ...) of the requests of the tapes (`SlotSets.of_tape`).
             shown: the result.
         """
         calls, routes = out.view_calls, out.view_routes
         _show_all(
-            self.sets.tables, bits, simulation.progress.by_rank, simulation.state.call["model"], out.calls[:, :, 0],
+            self.sets.tables, *choices, simulation.progress.by_rank, simulation.state.call["model"], out.calls[:, :, 0],
             calls["request"], calls["workflow"], calls["node"], routes["running"], routes["waiting"], routes["up"],
             out.allowed, out.calls, out.pairs, out.mask[:, -1], shown, self._scratch,
         )  # fmt: skip
 
     def refine_view(
-        self, view: DispatchView, bits: NDArray[np.uint64], looked_at: Observation, shown: Shown
+        self, view: DispatchView, choices: Choices, looked_at: Observation, shown: Shown
     ) -> NDArray[np.int64]:
         """Write what is shown of a view; returns which of its calls, at most K.
 
         Args:
             view: the decision.
-            bits: (n, W) sets of the requests of its first n calls, those that are looked at.
+            choices: of the requests of its first n calls, those that are looked at.
             looked_at: their observation.
             shown: the result, of one environment.
         """
+        bits, loss_s = choices
         calls, tables, scratch = view.calls[: len(bits)], self.sets.tables, self._scratch
         served, load = view.served_by[: len(bits)], (view.routes["running"] + view.routes["waiting"]).astype(np.int64)
         everything = shown.which[0]
         _choose_view(
-            tables, bits, served, calls["workflow"], calls["node"], load, view.routes["up"], everything, scratch
+            tables, bits, loss_s, served, calls["workflow"], calls["node"], load, view.routes["up"], everything, scratch
         )
         chosen: NDArray[np.int64] = everything[everything >= 0]
         pairs = looked_at["pairs"].reshape(len(looked_at["calls"]), len(view.routes), -1)
@@ -347,7 +366,7 @@ class SlotRefiner:
         shown.calls[0, : len(chosen)] = looked_at["calls"][chosen]
         shown.mask[0, -1] = looked_at["action_mask"][-1]
         _refine_view(
-            tables, bits[chosen], served[chosen], calls["workflow"][chosen], calls["node"][chosen], view.allowed[chosen],
-            pairs[chosen], shown.pairs[0], shown.mask[0], scratch,
+            tables, bits[chosen], loss_s[chosen], served[chosen], calls["workflow"][chosen], calls["node"][chosen],
+            view.allowed[chosen], pairs[chosen], shown.pairs[0], shown.mask[0], scratch,
         )  # fmt: skip
         return chosen

@@ -34,12 +34,15 @@ class ShortestWorkPolicy:
         order: 'work', or 'arrival' for the oldest request first.
         window: how many of the oldest ready calls it looks at.
         hold: calls are held back from servers whose load gives this share of their maximum throughput.
+        point_s: seconds that one point of expected accuracy loss costs, see `features.Rules.point_s`; 0: hard sets.
+        most_loss: in points, see there.
     """
 
     def __init__(
-        self, viable: str = "router", order: str = "work", window: int = 256, hold: float = SATURATION_SHARE
-    ) -> None:
-        self.rules = Rules(viable, hold, False, window, order)
+        self, viable: str = "router", order: str = "work", window: int = 256, hold: float = SATURATION_SHARE,
+        point_s: float = 0.0, most_loss: float = 20.0,
+    ) -> None:  # fmt: skip
+        self.rules = Rules(viable, hold, False, window, order, point_s, most_loss)
         self._scenario: Scenario | None = None
         self._outcomes: tuple[tuple[OutcomeTable, ...], tuple[NDArray[np.float64], ...]] | None = None
 

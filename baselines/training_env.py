@@ -51,7 +51,7 @@ class TrainingEnv(StageDispatchVectorEnv):
         self.rules = rules
         self._prepare()
         self.shown: Shown = allocate_shown(num_envs, self.slots, len(self.compiled.replicas))
-        self._bits = np.zeros((num_envs, scenario.horizon.requests, self._sets.words), np.uint64)
+        self._choices = self._sets.no_choices(num_envs, scenario.horizon.requests)
         self._foreseer = Foreseer(self.compiled, num_envs, self._sets.words, self.reward.reference_s)
         self._graded = np.zeros((num_envs, scenario.horizon.requests), np.bool_)
 
@@ -132,12 +132,13 @@ class TrainingEnv(StageDispatchVectorEnv):
         self._graded[e] = False
         tape = self.simulation.tapes[e]
         assert tape is not None
-        self._bits[e] = self._sets.of_tape(tape)
-        self._foreseer.begin(e, self.simulation, self._sets, self._bits[e])
+        mine = self._sets.of_tape(tape)
+        self._choices.bits[e], self._choices.loss_s[e] = mine
+        self._foreseer.begin(e, self.simulation, self._sets, mine.bits)
 
     def _observations(self) -> dict[str, Array]:
-        self._refiner.refine_all(self.simulation, self._out, self._bits, self.shown)
-        self._foreseer.write(self.simulation, self._sets, self._bits)
+        self._refiner.refine_all(self.simulation, self._out, self._choices, self.shown)
+        self._foreseer.write(self.simulation, self._sets, self._choices.bits)
         return super()._observations()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from aragog_env.specs.sampler import ScenarioSampler, load_sampler, read_sampler
 from aragog_env.specs.scenario import Scenario
 from aragog_env.specs.strict import Source, dump_yaml, loads
 
+from policies.viability import POINTS
+
 from .features import NONE, Rules
 from .model_file import Kind
 
@@ -72,9 +74,13 @@ class Settings:
     """So many of the oldest ready calls are looked at, and those that can be sent now are shown first; 0: the oldest are."""
     order: str = "arrival"
     """Order in which calls are shown apart from that: arrival, work (the least until the answer first) or price."""
+    point_s: NonNegative = 0.0
+    """Seconds that one point of expected accuracy loss costs a request, above 0 instead of hard viable sets."""
+    most_loss: Positive = 20.0
+    """In points, with `point_s`: what is expected to lose more is not open."""
     accuracy_weight: NonNegative | None = None
-    """Price of a right answer in the reward, in latencies of the SLO; empty: the scenario's, but 0 where viable sets guard the
-    accuracy, since which answers turn out right is noise then."""
+    """Price of a right answer in the reward, in latencies of the SLO; empty: what `point_s` says, the scenario's where there are
+    no viable sets, 0 where they guard the accuracy, since which answers turn out right is noise then."""
     beta_per_s: NonNegative | None = None
     """Discount rate; empty: `discount_slos` decides."""
     discount_slos: Positive = 1.0
@@ -101,7 +107,7 @@ class Settings:
     @property
     def rules(self) -> Rules:
         """Which actions are open."""
-        return Rules(self.viable, self.hold, self.wait, self.window, self.order)
+        return Rules(self.viable, self.hold, self.wait, self.window, self.order, self.point_s, self.most_loss)
 
     def torch_device(self) -> torch.device:
         """Return the device to train on.
@@ -123,12 +129,14 @@ class Settings:
 
     def objective(self, scenario: Scenario) -> Scenario:
         """Return the scenario with this price of accuracy, discount rate and number of slots."""
+        reference_s = reference_latency_s(compile_scenario(scenario))
         beta_per_s = self.beta_per_s
         if beta_per_s is None:
-            beta_per_s = 1.0 / (self.discount_slos * reference_latency_s(compile_scenario(scenario)))
+            beta_per_s = 1.0 / (self.discount_slos * reference_s)
         price = self.accuracy_weight
         if price is None:
-            price = scenario.objective.accuracy_weight if self.viable == NONE else 0.0
+            of_point = POINTS * self.point_s / reference_s
+            price = scenario.objective.accuracy_weight if self.viable == NONE else of_point
         objective = replace(scenario.objective, accuracy_weight=price, beta_per_s=beta_per_s)
         slots = self.ready_slots or scenario.observation.ready_slots
         return replace(scenario, objective=objective, observation=replace(scenario.observation, ready_slots=slots))

@@ -7,7 +7,7 @@ baselines) chooses among its members. So all policies share this one interface, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from aragog_env.outcomes import OutcomeTable
     from aragog_env.specs.scenario import Scenario
     from aragog_env.view import ClusterInfo
+
+POINTS: Final = 100.0
+"""Points of accuracy: 100 are all answers."""
 
 
 @runtime_checkable
@@ -41,6 +44,13 @@ class ViableSets(Protocol):
 
         A router stops after `budget_s` seconds of its own (modelled) time; what it has not decided by then is not viable.
         Cheap when asked again.
+        """
+
+    def losses(self, workflow: int) -> NDArray[np.float32]:
+        """Return the expected accuracy loss of every configuration against the largest one, (Q, C), in points, read-only.
+
+        What sets are made of, for policies that weigh it against time instead (`baselines.features.Rules.point_s`). Below 0
+        where a configuration is expected to do better.
         """
 
     def routing_s(self, workflow: int, query: int) -> float:
@@ -79,6 +89,10 @@ class OracleViableSets:
         """Return the true set, (C,); an oracle takes no time, so the budget does not matter."""
         viable: NDArray[np.bool_] = self._viable[workflow][query]
         return viable
+
+    def losses(self, workflow: int) -> NDArray[np.float32]:
+        """Return 100 points for what is not viable, 0 for what is."""
+        return np.where(self._viable[workflow], np.float32(0), np.float32(POINTS))
 
     def routing_s(self, workflow: int, query: int) -> float:
         """Return 0."""

@@ -19,7 +19,7 @@ from typing import Final
 from aragog_env import cli
 from aragog_env.errors import AragogError
 from aragog_env.recording import Recording
-from aragog_env.recording.run import last_session
+from aragog_env.recording.run import ENDED, last_session
 
 from .pages import write_part
 
@@ -77,37 +77,33 @@ def quiet_run(policy: str, rate_rps: float, seed: int, folder: Path, options: ar
     tries: dict[Path, float] = {}
     for number in range(options.tries):
         out = folder / f"{policy.replace(':', '-')}-{rate_rps:g}rps" / f"try-{number + 1}"
-        words = [
-            "evaluate",
-            "--scenario",
-            "arithmetic",
-            "--backend",
-            "live",
-            "--cluster",
-            options.cluster,
-            "--policy",
-            policy,
-        ]
-        words += ["--rate", f"{rate_rps:g}", "--requests", str(options.requests), "--seed", str(seed)]
-        words += [
-            "--out",
-            str(out),
-            "--no-report",
-            "--quiet",
-            *(["--resume"] if (out / "manifest.json").exists() else []),
-        ]
-        if cli.main(words):
-            raise AragogError(f"the run of {policy} at {rate_rps:g} req/s failed; see {out}")
-        (path,) = (out / "recordings").glob("*.db")
-        with Recording(path) as recording:
-            stolen = last_session(recording).get("cpu_stolen")
-        tries[path] = 0.0 if stolen is None else float(stolen)
+        if ended(out) is None:
+            words = ["evaluate", "--scenario", "arithmetic", "--backend", "live", "--cluster", options.cluster]
+            words += ["--policy", policy, "--rate", f"{rate_rps:g}", "--requests", str(options.requests)]
+            words += ["--seed", str(seed), "--out", str(out), "--no-report", "--quiet"]
+            if cli.main([*words, *(["--resume"] if (out / "manifest.json").exists() else [])]):
+                raise AragogError(f"the run of {policy} at {rate_rps:g} req/s failed; see {out}")
+        found = ended(out)
+        if found is None:
+            raise AragogError(f"the run of {policy} at {rate_rps:g} req/s did not end; see {out}")
+        path, stolen = found
+        tries[path] = stolen
         print(
             f"{policy} at {rate_rps:g} req/s, try {number + 1}: {tries[path]:.1%} stolen", file=sys.stderr, flush=True
         )
         if tries[path] <= options.most_stolen:
             break
     return min(tries, key=lambda path: tries[path])
+
+
+def ended(out: Path) -> tuple[Path, float] | None:
+    """Return the recording of a results folder and the share of the processor that was stolen; None unless it is complete."""
+    path = next((out / "recordings").glob("*.db"), None)
+    if path is None:
+        return None
+    with Recording(path) as recording:
+        session = last_session(recording)
+    return (path, float(session.get("cpu_stolen") or 0.0)) if session["ending"] in ENDED else None
 
 
 if __name__ == "__main__":

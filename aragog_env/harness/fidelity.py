@@ -27,6 +27,7 @@ from ..recording.episode import recorded_log
 from ..recording.reader import Recording
 from ..recording.run import check_ended, last_session, recorded_scenario
 from ..specs.cluster import ClusterSpec
+from ..specs.scenario import Scenario
 from .provenance import machine
 from .ranking import Ranking, rank
 from .rollout import run_episode
@@ -82,6 +83,7 @@ class RunFidelity:
     policy: str
     seed: int
     scenario: str
+    """Its name and rate."""
     traffic: str
     """Recordings with the same are comparable."""
     held_out: bool
@@ -200,7 +202,7 @@ def _compare(
         recording=path.name,
         policy=live.policy,
         seed=seed,
-        scenario=recorded.name,
+        scenario=_name(recorded),
         traffic=traffic_key(recorded),
         held_out=created not in cluster.source or path.name not in cluster.source,
         requests=len(jct),
@@ -215,6 +217,11 @@ def _compare(
         load=load,
         cpu_stolen=session.get("cpu_stolen"),
     )
+
+
+def _name(scenario: Scenario) -> str:
+    rate_rps = scenario.workload.arrivals.rate_rps
+    return scenario.name if rate_rps is None else f"{scenario.name} at {rate_rps:g} req/s"
 
 
 def _load(machine_text: str) -> list[float]:

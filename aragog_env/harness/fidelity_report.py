@@ -16,7 +16,7 @@ from .ranking import Ranking
 from .results import finite
 
 HEADER: Final = (
-    "recording",
+    "traffic",
     "policy",
     "quantity",
     "n",
@@ -32,7 +32,7 @@ def rows(found: Fidelity) -> list[list[str]]:
     """Return one row per recording and quantity, then those of all recordings together."""
     result = []
     for run in found.runs:
-        name = run.recording if run.held_out else f"{run.recording} (calibrated on it)"
+        name = run.scenario if run.held_out else f"{run.scenario} (calibrated on it)"
         result += [[name, run.policy, *_cells(key, run.errors[key])] for key in QUANTITIES]
     result += [["all", "", *_cells(key, found.errors[key])] for key in QUANTITIES]
     return result
@@ -40,10 +40,10 @@ def rows(found: Fidelity) -> list[list[str]]:
 
 def short_rows(found: Fidelity) -> tuple[Sequence[str], list[list[str]]]:
     """Return a header and one row per recording: errors of median / P95 of every quantity."""
-    header = ("recording", "policy", "requests", *(f"{name}: median / P95" for name in QUANTITIES.values()))
+    header = ("traffic", "policy", "requests", *(f"{name}: median / P95" for name in QUANTITIES.values()))
     body = []
     for run in found.runs:
-        name = run.recording if run.held_out else f"{run.recording} (calibrated on it)"
+        name = run.scenario if run.held_out else f"{run.scenario} (calibrated on it)"
         body.append([name, run.policy, str(run.requests), *(_short(run.errors[key]) for key in QUANTITIES)])
     requests = sum(run.requests for run in found.runs)
     body.append(["all", "", str(requests), *(_short(found.errors[key]) for key in QUANTITIES)])
@@ -103,7 +103,7 @@ def sentences(found: Fidelity) -> list[str]:
                 f"{run.recording}: {run.left_out} requests with failed calls left out, a replay knows no faults."
             )
         if math.isfinite(run.unrecorded):
-            lines.append(f"{run.policy}, deciding again: {run.unrecorded:.1%} of its calls had never been recorded.")
+            lines.append(f"{run.policy} on {run.scenario}, deciding again: {run.unrecorded:.1%} of its calls had never been recorded.")
     lines.append(_load_sentence(found))
     return lines
 

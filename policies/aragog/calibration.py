@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..viability import POINTS
 from .heads import Floats, HeadStack
-
-POINTS = 100.0
-"""Scores are in points of accuracy: of the size that margins and half precision are made for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """score = offset + slope * log odds: minus the expected accuracy loss of C configurations, in points."""
+    """score = offset + slope * log odds: minus the expected accuracy loss of C configurations, in points.
+
+    Points are of the size that margins and half precision are made for.
+    """
 
     offset: Floats  # (C,)
     slope: Floats  # (C,) not negative

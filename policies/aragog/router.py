@@ -108,17 +108,29 @@ class Router:
         seconds = np.array([self.cost.seconds(int(n)) for n in state.asked])
         return Prediction(state.verdict == YES, state.asked, seconds)
 
+    def score_table(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Ask every head about every query of the table it was trained on, (Q, D), by the fold that has not seen the query.
+
+        Returns:
+            Scores (Q, C): minus the expected accuracy loss in points (`calibration`).
+        """
+        checkpoint = self.checkpoint
+        scores = np.empty((len(vectors), self.order.shape[0]), np.float32)
+        for k, fold in enumerate(checkpoint.folds):
+            rows = checkpoint.fold_of == k
+            scores[rows] = fold.heads.logits(vectors[rows])
+        return scores
+
+    def prune_table(self, scores: NDArray[np.float32]) -> Pruned:
+        """Decide by such scores, asking for them in the order of pruning."""
+        return prune_folds(self.order, self.checkpoint.folds, self.checkpoint.fold_of, scores)
+
     def route_table(self, vectors: NDArray[np.float32]) -> Pruned:
         """Route all queries of the table it was trained on, (Q, D), each by the fold that has not seen it.
 
         All heads are computed at once, which is faster for a whole table; what pruning asks for is the same.
         """
-        checkpoint = self.checkpoint
-        logits = np.empty((len(vectors), self.order.shape[0]), np.float32)
-        for k, fold in enumerate(checkpoint.folds):
-            rows = checkpoint.fold_of == k
-            logits[rows] = fold.heads.logits(vectors[rows])
-        return prune_folds(self.order, checkpoint.folds, checkpoint.fold_of, logits)
+        return self.prune_table(self.score_table(vectors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +140,7 @@ class _Routed:
     router: Router
     pruned: Pruned
     sets: NDArray[np.bool_]  # (Q, C) without a budget
+    losses: NDArray[np.float32]  # (Q, C) expected, in points
 
 
 _KNOWN: Final[weakref.WeakKeyDictionary[OutcomeTable, dict[tuple[object, ...], _Routed]]] = weakref.WeakKeyDictionary()
@@ -179,10 +192,12 @@ class RouterViableSets:
             vectors = router.embedder.embed(table.query_set)
             if not checkpoint.matches(table, vectors):
                 raise SpecError(f"the {checkpoint.where} in {self.checkpoints} was trained on another outcome table")
-            pruned = router.route_table(vectors)
-            sets = pruned.sets()
-            sets.setflags(write=False)
-            known[key] = _Routed(router, pruned, sets)
+            scores = router.score_table(vectors)
+            pruned = router.prune_table(scores)
+            sets, losses = pruned.sets(), -scores
+            for array in (sets, losses):
+                array.setflags(write=False)
+            known[key] = _Routed(router, pruned, sets, losses)
         return known[key]
 
     def _checkpoint(self, table: OutcomeTable) -> Checkpoint:
@@ -219,6 +234,10 @@ class RouterViableSets:
         cut: NDArray[np.bool_] = routed.sets[query] & (routed.pruned.step[query] <= most)
         cut.setflags(write=False)
         return cut
+
+    def losses(self, workflow: int) -> NDArray[np.float32]:
+        """Return what every head expects, (Q, C); see `ViableSets`."""
+        return self._routed[workflow].losses
 
     def routing_s(self, workflow: int, query: int) -> float:
         """Return the seconds that the last `viable` of this query took; before any, what it takes without a budget."""

@@ -16,7 +16,7 @@ from aragog_env.specs.load import load_scenario
 from aragog_env.specs.override import override
 from aragog_env.specs.scenario import Scenario
 from aragog_env.vector_env import StageDispatchVectorEnv
-from baselines.features import PairExtra, Rules, SlotSets, idle_call_s
+from baselines.features import Choices, PairExtra, Rules, SlotSets, idle_call_s
 from baselines.learned import SlotEncoder
 from baselines.training_env import TrainingEnv, random_actions
 from policies.aragog.policy import AragogPolicy
@@ -118,7 +118,8 @@ def test_share_and_work_by_hand() -> None:
     viable[[1, 3, 8]] = True  # 3 * first + second
     order = sets._order[0]
     words = np.packbits(viable[order], bitorder="little")
-    encoder._bits = {(0, q): np.array([int(words[0]) + 256 * int(words[1])], np.uint64) for q in range(16)}
+    choices = Choices(np.array([[int(words[0]) + 256 * int(words[1])]], np.uint64), np.zeros((1, 0), np.float32))
+    encoder._choices = {(0, q): choices for q in range(16)}
     backend.reset(0)
     pairs = encoder.encode(backend.view()).pairs
     assert pairs[0, :, OPEN].tolist() == [1, 1, 1] and (pairs[1:] == 0).all()
@@ -134,7 +135,7 @@ def test_share_and_work_by_hand() -> None:
 def test_a_request_that_left_its_set_may_use_any_candidate() -> None:
     backend = SimBackend(override(load_scenario("toy"), requests=1, warmup_requests=0))
     encoder = SlotEncoder(backend.scenario, FREE, 4)
-    encoder._bits = {(0, q): np.zeros(1, np.uint64) for q in range(16)}
+    encoder._choices = {(0, q): encoder.sets.no_choices(1) for q in range(16)}
     backend.reset(0)
     seen = encoder.encode(backend.view())
     assert seen.mask[:3].tolist() == [1, 1, 1] and seen.pairs[0, :, KEPT].tolist() == [0, 0, 0]

@@ -223,7 +223,7 @@ def test_a_server_that_is_gone_stops_the_evaluation_and_it_can_go_on(
 ) -> None:
     from aragog_env.harness import live
 
-    monkeypatch.setattr(live, "settle", lambda endpoints, patience_s: settle(endpoints, 0.5))
+    monkeypatch.setattr(live, "settle", lambda endpoints, patience_s: settle(endpoints, 3.0))
     words = here.words("-p", "least_loaded", "--seeds", "2", "--requests", "2", "--rate", "20", "--no-report")
     here.servers[1].stop()
     assert cli.main(words) == 1

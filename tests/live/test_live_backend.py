@@ -21,7 +21,7 @@ from aragog_env.policy import WAIT, Dispatch, Wait
 from aragog_env.recording import Recording
 from aragog_env.servers.endpoints import Endpoint
 from aragog_env.view import DispatchView
-from tests.live.world import NODES, QUICK, endpoints_of, make_scenario, world
+from tests.live.world import NODES, PATIENT, QUICK, endpoints_of, make_scenario, world
 
 pytest.importorskip("httpx")
 
@@ -112,7 +112,7 @@ def test_thinking_takes_time_and_is_recorded(tmp_path: Path) -> None:
 
 
 def test_waiting(tmp_path: Path) -> None:
-    with world(tmp_path, requests=2, rate_rps=4.0) as (backend, servers):
+    with world(tmp_path, requests=2, rate_rps=0.7) as (backend, servers):
         backend.reset(0)
         assert not backend.done
         view = backend.view()
@@ -128,7 +128,7 @@ def test_waiting(tmp_path: Path) -> None:
         for action, message in ((Dispatch(2, 0), "call 2"), (Dispatch(0, 9), "route 9"), (Dispatch(-1, 0), "call -1")):
             with pytest.raises(ValueError, match=message):
                 backend.step(action)
-        servers[0].token_s = 0.1
+        servers[0].token_s = 1.0
         backend.step(Dispatch(0, 0))
         assert backend.view().calls["request"].tolist() == [1]
         backend.step(WAIT)  # until the draft is done
@@ -149,7 +149,7 @@ def test_the_horizon_cuts(tmp_path: Path) -> None:
         for server in servers:
             server.fault = "hang"
         log = run_episode(make_policy("least_loaded"), "x", backend, 0)
-    assert log.truncated and 0.4 <= log.duration_s < 2.0 and np.isnan(log.requests["finish_s"]).all()
+    assert log.truncated and 0.4 <= log.duration_s < 60 and np.isnan(log.requests["finish_s"]).all()
     with Recording(tmp_path / "run.db") as recording:
         assert next(recording.rows("sessions"))["ending"] == "horizon"
         assert {(row["status"], row["error"]) for row in recording.rows("calls")} == {
@@ -164,7 +164,7 @@ def test_a_closed_loop_sends_the_next_when_one_is_done(tmp_path: Path) -> None:
     with world(tmp_path / "w") as (other, servers):
         del other
         with LiveBackend(
-            scenario, endpoints_of(scenario, servers), recording=tmp_path / "c.db", options=QUICK
+            scenario, endpoints_of(scenario, servers), recording=tmp_path / "c.db", options=PATIENT
         ) as backend:
             log = run_episode(make_policy("fixed:smallest"), "x", backend, 0)
     assert len(log.requests) == 6
@@ -193,7 +193,7 @@ def test_endpoints_must_fit_the_cluster(tmp_path: Path) -> None:
 
 
 def test_nothing_begins_without_servers(tmp_path: Path) -> None:
-    with world(tmp_path) as (backend, servers):
+    with world(tmp_path, options=QUICK) as (backend, servers):
         servers[1].stop()
         with pytest.raises(AragogError, match="no server of model 'toy-large' answers; 'toy-l' at http"):
             backend.reset(0)

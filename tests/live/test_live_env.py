@@ -19,7 +19,7 @@ from aragog_env.errors import AragogError, SpecError
 from aragog_env.observation import CallFeature, RouteFeature
 from aragog_env.recording import Recording
 from tests.live.fake_server import FakeServer
-from tests.live.world import QUICK, answer, endpoints_of, make_scenario
+from tests.live.world import PATIENT, QUICK, answer, endpoints_of, make_scenario
 
 pytest.importorskip("httpx")
 ENV_ID = "aragog_env:aragog/StageDispatchLive-v0"
@@ -42,7 +42,7 @@ def make(folder: Path, stack: ExitStack, *, servers: list[FakeServer] | None = N
         scenario=scenario,
         endpoints=endpoints_of(scenario, started),
         recording=folder / "recordings",
-        options=QUICK,
+        options=PATIENT,
     )
     stack.callback(env.close)
     return env

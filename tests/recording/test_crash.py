@@ -24,7 +24,7 @@ from aragog_env.recording import Recording
 from aragog_env.specs.scenario import Scenario
 from aragog_env.view import DispatchView
 from tests.live.fake_server import FakeServer
-from tests.live.world import QUICK, answer, endpoints_of, make_scenario, world
+from tests.live.world import PATIENT, answer, endpoints_of, make_scenario, world
 
 pytest.importorskip("httpx")
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +36,11 @@ from aragog_env import make_policy
 from aragog_env.backends.live import LiveBackend
 from aragog_env.harness.rollout import run_episode
 from aragog_env.servers.endpoints import Endpoint
-from tests.live.world import QUICK, make_scenario
+from tests.live.world import PATIENT, make_scenario
 folder, urls = Path(sys.argv[1]), sys.argv[2:]
 scenario = make_scenario(folder, requests=12, rate_rps=8.0)
 endpoints = [Endpoint(r.name, r.model, url, r.model) for r, url in zip(scenario.cluster.expand(), urls)]
-with LiveBackend(scenario, endpoints, recording=folder / "run.db", policy="least_loaded", options=QUICK) as backend:
+with LiveBackend(scenario, endpoints, recording=folder / "run.db", policy="least_loaded", options=PATIENT) as backend:
     run_episode(make_policy("least_loaded"), "least_loaded", backend, 0)
 """
 
@@ -63,7 +63,7 @@ def prompts(servers: list[FakeServer]) -> Counter[str]:
 
 def finish(process: subprocess.Popen[bytes], which: signal.Signals) -> None:
     process.send_signal(which)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
 
 @pytest.mark.parametrize("calls", [4, 17])
@@ -84,7 +84,7 @@ def test_after_kill_9_only_calls_in_flight_are_missing(calls: int, tmp_path: Pat
 
         endpoints = endpoints_of(scenario, servers)
         with LiveBackend(
-            scenario, endpoints, recording=tmp_path / "run.db", policy="least_loaded", options=QUICK, resume=True
+            scenario, endpoints, recording=tmp_path / "run.db", policy="least_loaded", options=PATIENT, resume=True
         ) as backend:
             log = run_episode(make_policy("least_loaded"), "least_loaded", backend, 0)
         again = prompts(servers)
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_in_order_and_keeps_the_recording(tmp_path: Path) -> None:
         servers = [stack.enter_context(FakeServer(answer, token_s=0.02)) for _ in range(2)]
         process = started_client(tmp_path, servers, 6)
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=30)[0].decode()
+        output = process.communicate(timeout=120)[0].decode()
         assert process.returncode != 0 and "KeyboardInterrupt" in output
         assert (
             "Exception ignored" not in output and "never awaited" not in output and "Task was destroyed" not in output
@@ -143,7 +143,7 @@ def test_a_run_can_be_resumed_again_and_again(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="enough"):
             run_episode(Stubborn(3), "x", first, 0)
         first.close()
-        arguments: dict[str, Any] = {"recording": tmp_path / "run.db", "options": QUICK, "resume": True}
+        arguments: dict[str, Any] = {"recording": tmp_path / "run.db", "options": PATIENT, "resume": True}
         endpoints = endpoints_of(first.scenario, servers)
         with LiveBackend(first.scenario, endpoints, **arguments) as second, pytest.raises(Exception, match="enough"):
             run_episode(Stubborn(5), "x", second, 0)
@@ -163,7 +163,7 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     with world(tmp_path, requests=2) as (backend, servers):
         run_episode(make_policy("least_loaded"), "x", backend, 0)
         endpoints = endpoints_of(backend.scenario, servers)
-        arguments: dict[str, Any] = {"recording": tmp_path / "run.db", "options": QUICK, "resume": True}
+        arguments: dict[str, Any] = {"recording": tmp_path / "run.db", "options": PATIENT, "resume": True}
         with (
             LiveBackend(backend.scenario, endpoints, **arguments) as other,
             pytest.raises(SpecError, match="its seed is 0"),

@@ -60,9 +60,9 @@ class Rules:
     """In which order calls are shown apart from that: the oldest first (`arrival`), those whose requests need the least
     work until their answer (`work`), or cost the least until then (`price`); the latter two need a window."""
     point_s: float = 0.0
-    """The price of accuracy: how many seconds one point of expected loss (`ViableSets.losses`) costs a request. Above 0 the price
-    of a configuration has this in it, and instead of viable sets everything is open that loses at most `most_loss`; 0: hard sets,
-    as Aragog has them."""
+    """The price of accuracy: how many seconds one point of expected loss (`ViableSets.losses`) costs a request. Above 0 the
+    price of a configuration has this in it, and instead of viable sets everything is open that loses at most `most_loss`;
+    0: hard sets, as Aragog has them."""
     most_loss: float = 20.0
     """In points, where accuracy has a price: what is expected to lose more is not considered."""
 
@@ -78,7 +78,9 @@ class Rules:
         if not (self.point_s >= 0 and self.most_loss > 0):
             raise SpecError(f"point_s must be 0 or more and most_loss above 0, got {self.point_s} and {self.most_loss}")
         if self.point_s and self.viable == NONE:
-            raise SpecError("point_s needs to know what configurations lose: viable must be router, oracle or a checkpoint")
+            raise SpecError(
+                "point_s needs to know what configurations lose: viable must be router, oracle or a checkpoint"
+            )
 
     def looked_at(self, slots: int) -> int:
         """Return how many of the oldest ready calls are looked at where `slots` are shown."""
@@ -125,7 +127,9 @@ class Choices(NamedTuple):
     """What n requests may run: configurations as bit sets, cheapest first, W words of 64 bits."""
 
     bits: NDArray[np.uint64]  # (n, W)
-    loss_s: NDArray[np.float32]  # (n, 64 * W) what each one's expected loss of accuracy costs; (n, 0) where that has no price
+    loss_s: NDArray[
+        np.float32
+    ]  # (n, 64 * W) what each one's expected loss of accuracy costs; (n, 0) where that has no price
 
 
 class SlotSets:
@@ -207,8 +211,7 @@ class SlotSets:
         result = self.no_choices(len(tape.workflow))
         for w in range(len(self._configurations)):
             mine = np.flatnonzero(tape.workflow == w)
-            for whole, part in zip(result, self.choices(w, tape.query[mine]), strict=True):
-                whole[mine] = part
+            result.bits[mine], result.loss_s[mine] = self.choices(w, tape.query[mine])
         return result
 
     def no_choices(self, *shape: int) -> Choices:

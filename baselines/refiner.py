@@ -116,7 +116,7 @@ def _share(tables, first, k, node, c, workflow, scratch):
 
 @njit(cache=True, nogil=True)
 def _least_work_s(tables, workflow, spent_s, loss_s, left):
-    """Return the seconds on idle servers until a request's answer, by the configuration that is best there; 0 if none is left."""
+    """Return the seconds on idle servers until the answer, by the configuration that is best there; 0 if none is left."""
     best = first_of(left)
     if best < 0:
         return 0.0
@@ -163,7 +163,9 @@ def _rate_models(tables, workflow, node, spent_s, loss_s, scratch):
                 m = tables.digits[workflow, c, node]
                 if price < scratch.by_model[m, 2]:
                     scratch.by_model[m, 2] = price
-                    if loss_s.shape[0] > 0:  # not the cheapest one, which may be much worse, but the one that it would run
+                    if (
+                        loss_s.shape[0] > 0
+                    ):  # not the cheapest one, which may be much worse, but the one that it would run
                         scratch.by_model[m, 1] = max(0.0, tables.cost_s[workflow, c] - spent_s)
             rest >>= np.uint64(1)
             c += 1
@@ -233,8 +235,8 @@ def _refine_slot(tables, allowed, source, target, mask, scratch):
 
 @njit(cache=True, nogil=True)
 def _show_all(
-    tables, bits, loss_s, by_rank, call_model, valid, request, workflow, node, running, waiting, up, allowed, encoded, source, wait,
-    shown, scratch,
+    tables, bits, loss_s, by_rank, call_model, valid, request, workflow, node, running, waiting, up, allowed, encoded,
+    source, wait, shown, scratch,
 ):  # fmt: skip
     """Choose calls and write them in every environment. See `SlotRefiner.refine_all`."""
     routes, width = allowed.shape[2], scratch.served.shape[0]

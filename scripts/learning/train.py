@@ -1,4 +1,4 @@
-"""Training of one pair's models: the rule is imitated, then PPO goes on from the imitation."""
+"""Training of one pair's models: the priced rule is imitated, then PPO goes on from the imitation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baselines.imitation import ImitationSettings
 from baselines.model_file import BEST_NAME, FILE_NAME, Kind
 from baselines.ppo import PPOSettings
 
-from .plan import RULE, Case, Ceilings, Size, at_load
+from .plan import PRICED, Case, Ceilings, Size, at_load
 
 SHARED: Final[dict[str, Any]] = {"order": "work", "window": 256, "ready_slots": 8, "threads": 1}
 """Settings of both learners: of the ready calls the eight nearest to their answers are shown."""
@@ -48,20 +48,20 @@ def train_pair(
         models: folder of the models.
         tell: is told about progress.
     """
-    scenario, pair, viable = at_load(case, size, size.train_load, ceilings), case.pair, case.sets
+    scenario, pair = at_load(case, size, size.train_load, ceilings), case.pair
+    shared = {**SHARED, "viable": case.sets, "point_s": case.point_s}
     cloned, tuned = runs / f"imitation-{pair}", runs / f"ppo-{pair}"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / model_name("imitation", pair)).exists():
-        tell(f"{pair}: imitation of {RULE}")
-        settings = ImitationSettings(
-            **SHARED, **IMITATION, viable=viable, expert=case.policy(RULE, models), steps=size.imitated
-        )
+        expert = case.policy(PRICED, models)
+        tell(f"{pair}: imitation of {expert}")
+        settings = ImitationSettings(**shared, **IMITATION, expert=expert, steps=size.imitated)
         _go_on(imitation.train, scenario, settings, cloned, tell)
         shutil.copyfile(cloned / FILE_NAME, models / model_name("imitation", pair))
     if not (models / model_name("ppo", pair)).exists():
         tell(f"{pair}: PPO")
         start = str(models / model_name("imitation", pair))
-        options = PPOSettings(**SHARED, **PPO, viable=viable, steps=size.steps, start=start)
+        options = PPOSettings(**shared, **PPO, steps=size.steps, start=start)
         _go_on(ppo.train, scenario, options, tuned, tell, minutes=size.minutes)
         best = tuned / BEST_NAME
         shutil.copyfile(best if best.exists() else tuned / FILE_NAME, models / model_name("ppo", pair))

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 
 def test_record_calibrate_replay(real_cluster: RealCluster, tmp_path: Path) -> None:
-    scenario = real_cluster.scenario(requests=8, rate_rps=1.0)
+    scenario = real_cluster.scenario(requests=8, rate_rps=2.0)
     calibration, found = round_trip(scenario, real_cluster.endpoints, ["least_loaded", "fixed:largest"], tmp_path)
     assert len(calibration.servers) == 2 and all(fit.terms[0] > 0.5 for fit in calibration.servers)
     small, large = (sum(fit.terms[:3]) for fit in calibration.servers)
@@ -28,7 +28,7 @@ def test_record_calibrate_replay(real_cluster: RealCluster, tmp_path: Path) -> N
 
 def test_a_profile_of_real_servers(real_cluster: RealCluster, tmp_path: Path) -> None:
     path = tmp_path / "profile.db"
-    profile = LiveProfiler(real_cluster.scenario(requests=1), real_cluster.endpoints, seconds=9.0, recording=path).run()
+    profile = LiveProfiler(real_cluster.scenario(requests=1), real_cluster.endpoints, seconds=4.0, recording=path).run()
     for entry in profile.replicas:
         assert entry.loads == (1, 2, 4, 8, 12, 16) and entry.throughput_rps[-1] > 1.5 * entry.throughput_rps[0]
         assert 1 <= entry.saturation() <= 16

@@ -71,15 +71,15 @@ def test_a_short_evaluation_from_the_command_line(
 ) -> None:
     both_healthy(real_cluster)
     monkeypatch.chdir(tmp_path)
-    Path("sums.yaml").write_text(dump_yaml(real_cluster.scenario(requests=6)))
+    Path("sums.yaml").write_text(dump_yaml(real_cluster.scenario(requests=4)))
     words = ["evaluate", "--backend", "live", "--cluster", str(real_cluster.folder), "-s", "sums.yaml", "--out", "r"]
-    words += ["-p", "least_loaded", "-p", "fixed:largest", "--seeds", "1", "--rate", "1", "--rate", "3"]
+    words += ["-p", "least_loaded", "-p", "fixed:largest", "--seeds", "1", "--rate", "2", "--rate", "4"]
     assert cli.main(words) == 0
-    assert "arithmetic@1rps" in capsys.readouterr().out
+    assert "arithmetic@2rps" in capsys.readouterr().out
     results = read("r")
     assert len(results.ok) == 4 and not results.failed
     for run in results.ok:
-        assert run.metrics["completed"] == 6 and run.metrics["failed"] == 0
+        assert run.metrics["completed"] == 4 and run.metrics["failed"] == 0
         assert run.details["before"] == [], "idle, and the caches were emptied"
         log = results.log(run)
         assert (log.requests["correct"] >= 0).all(), "graded for real"
@@ -150,7 +150,7 @@ def test_a_server_that_is_killed_and_started_again(real_cluster: RealCluster, tm
 
     # Long enough for a server to come back; the wait of the last requests does not count.
     rate_rps = 1.0
-    scenario = real_cluster.scenario(requests=int(rate_rps * (1.2 * real_cluster.start_s + 25)), rate_rps=rate_rps)
+    scenario = real_cluster.scenario(requests=int(rate_rps * (1.2 * real_cluster.start_s + 15)), rate_rps=rate_rps)
     path = tmp_path / "run.db"
     try:
         with LiveBackend(scenario, real_cluster.endpoints, recording=path, policy="x") as backend:

@@ -70,8 +70,8 @@ class Size:
     """Decisions of PPO, per pair."""
     minutes: float
     """PPO stops after so long, per pair."""
-    prices: Mapping[str, float] = field(default_factory=dict)
-    """Of a point of accuracy in seconds, by pair, once they are known (`prices.tune`)."""
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """`point_s` and `most_loss` by pair, once they are known (`prices.choose`)."""
 
 
 FULL: Final = Size("full", 1200, 4, 1, (0.7, 0.9, 1.1), PAIRS, ("router",), 1.0, 20_000, 600_000, 5.0)
@@ -85,7 +85,9 @@ class Case:
     pair: str
     sets: str
     point_s: float = field(default=0.0, compare=False)
-    """Price of a point of accuracy (`baselines.features.Rules.point_s`)."""
+    """Price of a point of accuracy in seconds (`baselines.features.Rules.point_s`)."""
+    most_loss: float = field(default=20.0, compare=False)
+    """In points (`baselines.features.Rules.most_loss`)."""
 
     def __str__(self) -> str:
         """Name it."""
@@ -96,14 +98,14 @@ class Case:
         if name in LEARNED:
             return f"{name}:{models},viable={self.sets}"
         if name == PRICED:
-            return f"{RULE}:{self.sets},point_s={self.point_s:g}"
+            return f"{RULE}:{self.sets},point_s={self.point_s:g},most_loss={self.most_loss:g}"
         head, _, rest = name.partition(":")
         return head if head in BLIND else f"{head}:{self.sets}" + (f",{rest}" if rest else "")
 
 
 def cases(size: Size) -> list[Case]:
     """Return all cases."""
-    return [Case(pair, sets, size.prices.get(pair, 0.0)) for pair in size.pairs for sets in size.sets]
+    return [Case(pair, sets, *size.prices.get(pair, ())) for pair in size.pairs for sets in size.sets]
 
 
 def base(pair: str, size: Size, cluster: str = "") -> Scenario:

@@ -43,6 +43,7 @@ Runs = dict[str, dict[int, RunResult]]
 def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Path, models: Path) -> str:
     """Return all tables."""
     times: dict[str, Times] = json.loads((out / "decisions.json").read_text())
+    terms = ", ".join(f"{pair} {price:g} ({most:g})" for pair, (price, most) in size.prices.items())
     lines = [
         "# Learned schedulers against Aragog",
         "",
@@ -59,9 +60,8 @@ def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Pa
         "(`scripts/learning/limits.py`), a steady stream without bursts; where nothing is said, it cannot be served for "
         "ever, or requests have parallel calls. *Right*: share of right answers against Aragog's; *expected*: the mean "
         "probability of one, without the luck of grading. What the policies do is described in docs/learning.md; "
-        "*priced*, like the two learned ones: with a price on accuracy instead of viable sets, in seconds per point: "
-        + ", ".join(f"{pair} {price:g}" for pair, price in size.prices.items())
-        + ".",
+        "*priced*, like the two learned ones: with a price on accuracy instead of viable sets, in seconds per point (and the "
+        f"highest loss considered, in points): {terms}.",
         "",
         "## Families that no training saw",
         "",

@@ -49,7 +49,7 @@ def train_pair(
         tell: is told about progress.
     """
     scenario, pair = at_load(case, size, size.train_load, ceilings), case.pair
-    shared = {**SHARED, "viable": case.sets, "point_s": case.point_s}
+    shared = {**SHARED, "viable": case.sets, "point_s": case.point_s, "most_loss": case.most_loss}
     cloned, tuned = runs / f"imitation-{pair}", runs / f"ppo-{pair}"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / model_name("imitation", pair)).exists():

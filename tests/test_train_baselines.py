@@ -54,7 +54,7 @@ def test_all_policies_of_a_case_get_its_viable_sets() -> None:
 
 
 def test_the_fastest_that_keeps_accuracy_is_taken(tmp_path: Path) -> None:
-    """Aragog is right at 80%, the rule the more often the dearer a point is, and it is slower then; the bound helps neither."""
+    """Aragog is right at 80%, the rule the more often the dearer a point is, and it is slower then."""
     wanted = list(prices.jobs(FULL, CEILINGS, tmp_path))
     assert len(wanted) == len(PAIRS) * (1 + len(prices.PRICES_S) * len(prices.MOST_LOSSES))
     size, runs = replace(FULL, pairs=PAIRS[:2]), []

@@ -1,6 +1,6 @@
 """At which price of accuracy is the rule fastest and still right about as often as Aragog? Found on traffic of its own.
 
-Two numbers per pair, the same at all loads: what a point of expected loss costs, and the highest loss that is considered at all.
+Two numbers per pair, the same at all loads: what a point of expected loss costs, and the highest loss that is considered.
 The second matters where the router is often wrong about the question: of many configurations one then always seems to lose
 little. They are found at the heaviest load, where time is dearest and accuracy suffers most. Accuracies are expected
 ones (the mean probability that the answer is right), without the luck of grading.

@@ -197,11 +197,20 @@ def _look_at(tables, bits, loss_s, i, workflow, node, index, scratch):
 
 
 @njit(cache=True, nogil=True)
-def _refine_slot(tables, allowed, source, target, mask, scratch):
+def _price(tables, kind, r, scratch):
+    """Return the price of a call on one route: `by_model` has that of the model's least loaded route."""
+    m = tables.route_model[r]
+    here_s = tables.node_s[kind, m] * (1.0 + tables.slowing[r] * scratch.load[r]) ** 2
+    return scratch.by_model[m, 2] + here_s - scratch.lost_s[kind, m]
+
+
+@njit(cache=True, nogil=True)
+def _refine_slot(tables, kind, allowed, source, target, mask, scratch):
     """Write pair features and mask of one call; return whether it can be sent now.
 
     Args:
         tables: `SlotTables`.
+        kind: of the call, its row in the tables.
         allowed: (R,) routes that are up and serve a candidate.
         source: (R, P) features of the observation.
         target: (R, P + X) the features with the extra ones behind them.
@@ -213,7 +222,7 @@ def _refine_slot(tables, allowed, source, target, mask, scratch):
     for r in range(allowed.shape[0]):
         m = tables.route_model[r]
         if allowed[r] and by_model[m, 0] > 0:
-            any_viable, best = True, min(best, by_model[m, 2])
+            any_viable, best = True, min(best, _price(tables, kind, r, scratch))
     for r in range(allowed.shape[0]):
         m = tables.route_model[r]
         viable = allowed[r] and by_model[m, 0] > 0
@@ -227,8 +236,9 @@ def _refine_slot(tables, allowed, source, target, mask, scratch):
         target[r, features + 1] = by_model[m, 0] if allowed[r] else 0.0
         target[r, features + 2] = by_model[m, 1] / (by_model[m, 1] + 10.0) if allowed[r] else 0.0
         target[r, features + 3] = load[r] / (load[r] + tables.saturation[r])
-        target[r, features + 4] = by_model[m, 2] / (by_model[m, 2] + 30.0) if viable else 0.0
-        target[r, features + 5] = best / max(by_model[m, 2], 1e-9) if viable and best > 0 else 0.0
+        price = _price(tables, kind, r, scratch)
+        target[r, features + 4] = price / (price + 30.0) if viable else 0.0
+        target[r, features + 5] = best / max(price, 1e-9) if viable and best > 0 else 0.0
         target[r, features + 6] = scratch.captive[m] / (scratch.captive[m] + tables.saturation[r])
     return any_open
 
@@ -270,7 +280,8 @@ def _show_all(
             _rate_models(tables, workflow[e, i], node[e, i], spent_s, loss_s[e, q], scratch)
             shown.calls[e, slot] = encoded[e, i]
             target = shown.pairs[e, slot]
-            any_open |= _refine_slot(tables, allowed[e, i], source[e, i], target, part, scratch)
+            kind = workflow[e, i] * width + node[e, i]
+            any_open |= _refine_slot(tables, kind, allowed[e, i], source[e, i], target, part, scratch)
         shown.mask[e, -1] = wait[e] if tables.wait or not any_open else 0
 
 
@@ -301,7 +312,8 @@ def _refine_view(tables, bits, loss_s, served, workflow, node, allowed, source, 
         spent_s = _remaining(tables, bits[slot], scratch.served, workflow[slot], scratch.left)
         _rate_models(tables, workflow[slot], node[slot], spent_s, loss_s[slot], scratch)
         part = mask[slot * routes : (slot + 1) * routes]
-        any_open |= _refine_slot(tables, allowed[slot], source[slot], target[slot], part, scratch)
+        kind = workflow[slot] * served.shape[1] + node[slot]
+        any_open |= _refine_slot(tables, kind, allowed[slot], source[slot], target[slot], part, scratch)
     if any_open and not tables.wait:
         mask[-1] = 0
 

@@ -84,21 +84,27 @@ def plain_prices(encoder: SlotEncoder, view: DispatchView, call: int) -> tuple[l
     return best, work_s
 
 
+@pytest.mark.parametrize("cluster", [None, "qwen-16xh100-replicated"])
 @pytest.mark.parametrize("rules", [BY_WORK, PRICED, PRICED_ORDER], ids=["sets", "priced", "in order of price"])
-def test_prices_are_those_of_all_configurations(rules: Rules) -> None:
-    scenario = busy()
+def test_prices_are_those_of_all_configurations(rules: Rules, cluster: str | None) -> None:
+    """And of several servers of a model the busier one is dearer."""
+    scenario = override(busy(), cluster=cluster)
     backend, encoder = SimBackend(scenario), SlotEncoder(scenario, rules, 4)
     backend.reset(1)
     encoder.receive_outcomes(backend.outcomes, backend.draws)
     assert (encoder.sets.tables.slowing > 0).all() and encoder.sets.tables.runs.min() < 0.7
-    rng, compared = np.random.default_rng(0), 0
+    rng, compared, unequal = np.random.default_rng(0), 0, 0
     while not backend.done:
         view = backend.view()
         seen = encoder.encode(view)
         for slot, call in enumerate(seen.chosen.tolist() if rng.random() < 0.1 else []):
-            expected, work_s = (
-                np.array(by_model)[view.routes["model"]] for by_model in plain_prices(encoder, view, call)
-            )
+            tables, model = encoder.sets.tables, view.routes["model"]
+            expected, work_s = (np.array(by_model)[model] for by_model in plain_prices(encoder, view, call))
+            slower = (1 + tables.slowing * (view.routes["running"] + view.routes["waiting"])) ** 2
+            least = np.array([slower[model == m].min() for m in model])
+            kind = int(view.calls["workflow"][call]) * view.served_by.shape[1] + int(view.calls["node"][call])
+            expected = expected + tables.node_s[kind, model] * (slower - least)
+            unequal += bool((slower > least).any())
             viable = seen.pairs[slot, :, KEPT] > 0
             assert (np.isfinite(expected) == viable).all()
             price = seen.pairs[slot, viable, PRICE]
@@ -109,7 +115,7 @@ def test_prices_are_those_of_all_configurations(rules: Rules) -> None:
                 assert 10 * work / (1 - work) == pytest.approx(work_s[viable], rel=1e-3, abs=1e-4)
             compared += 1
         backend.step(seen.action(int(random_actions(seen.mask[None], rng)[0])))
-    assert compared > 20
+    assert compared > 20 and (unequal > 10) == (cluster is not None)
 
 
 def test_a_dear_point_gives_the_sets_of_the_oracle_and_a_free_one_everything() -> None:

@@ -57,8 +57,9 @@ def report(results: Results, size: Size, data: Path, ceilings: Ceilings, out: Pa
         *_overview(results, size, ceilings, models, json.loads((out / "limits.json").read_text())),
         "",
         "*Least*: what the fluid model allows at best inside Aragog's viable sets where a request has one call at a time "
-        "(`scripts/learning/limits.py`), a steady stream without bursts; where nothing is said, it cannot be served for "
-        "ever, or requests have parallel calls. *Right*: share of right answers against Aragog's; *expected*: the mean "
+        "(`scripts/learning/limits.py`), for a steady stream that never ends; episodes end, so that close to the "
+        "ceiling they can be below it; where nothing is said, it cannot be served for ever, or requests have parallel calls. "
+        "*Right*: share of right answers against Aragog's; *expected*: the mean "
         "probability of one, without the luck of grading. What the policies do is described in docs/learning.md; "
         "*priced*, like the two learned ones: with a price on accuracy instead of viable sets, in seconds per point (and the "
         f"highest loss considered, in points): {terms}.",

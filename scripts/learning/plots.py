@@ -33,11 +33,9 @@ def learning_curves(runs: Path, out: Path) -> list[Path]:
             left.axhline(cloned[-1], color="grey", linestyle="--", label="imitation")
         left.legend(frameon=False)
         _label(left, "JCT mean of evaluations, s")
-        middle.plot(
-            [row["steps"] for row in curve if "kl" in row], [row["explained_variance"] for row in curve if "kl" in row]
-        )
-        _label(middle, "explained variance of returns")
         learned = [row for row in curve if "kl" in row]
+        middle.plot([row["steps"] for row in learned], [row["explained_variance"] for row in learned])
+        _label(middle, "explained variance of returns")
         right.plot([row["steps"] for row in learned], [row["entropy"] for row in learned])
         _label(right, "entropy of the policy, nats")
         figure.suptitle(folder.name)
@@ -52,7 +50,8 @@ def learning_curves(runs: Path, out: Path) -> list[Path]:
 
 
 def _label(axes: Any, text: str) -> None:
-    axes.set_xlabel("decisions")
+    axes.set_xlabel("decisions, thousands")
+    axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}")
     axes.set_ylabel(text)
 
 

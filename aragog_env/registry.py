@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import charged
 from .errors import AragogError, SpecError, did_you_mean
 from .policy import Policy
 
@@ -129,12 +130,14 @@ def make_policy(name: str) -> Policy:
     """Make a policy from ``NAME[:ARGUMENTS]`` or ``module:Class[:ARGUMENTS]``.
 
     Arguments are separated by commas: ``key=value`` or plain values, passed to the class; numbers and true/false are
-    converted.
+    converted. Before any name, ``charged:`` lets the clock pay for decisions (`aragog_env.charged`).
 
     Raises:
         SpecError: no such policy, or the class does not take these arguments.
     """
     head, _, rest = name.partition(":")
+    if head.partition("@")[0] == charged.NAME:
+        return charged.charged(name, make_policy)
     if head in _POLICIES:
         entry_point, arguments = _POLICIES[head].entry_point, rest
     elif rest and _is_module(head):

@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends",),
     ("env", "vector_env"),
     ("live_env",),
-    ("registry",),
+    ("registry", "charged"),
     ("harness",),
     ("render",),
     ("frame", "integrations"),

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 
 from aragog_env.harness.results import Results, RunResult
 from scripts.learning import prices
+from scripts.learning.decisions import charged
 from scripts.learning.plan import (
     COMPARED,
     FULL,
@@ -23,7 +24,6 @@ from scripts.learning.plan import (
     at_load,
     azure,
     cases,
-    charged,
     table_jobs,
 )
 from scripts.learning.tables import jct_change
@@ -76,8 +76,12 @@ def test_a_load_is_a_share_of_the_ceiling() -> None:
     scenario = at_load(CASE, FULL, 0.9, CEILINGS)
     assert scenario.workload.arrivals.rate_rps == 18.0 and scenario.horizon.requests == FULL.requests
     assert scenario.horizon.warmup_requests == FULL.requests // 10
-    paid = charged(scenario, 0.25)
-    assert paid.cluster.decision_ms == 0.25 and paid.name != scenario.name
+
+
+def test_what_is_charged_is_what_was_measured() -> None:
+    times = {str(CASE): {"ppo": 0.8, "ppo, batched": 0.04}}
+    names = [charged(CASE, measured, Path("models"), times) for measured in times[str(CASE)]]
+    assert names == ["charged@0.800:ppo:models,viable=oracle", "charged@0.040:ppo:models,viable=oracle"]
 
 
 def test_without_the_trace_its_fitted_arrivals_are_taken(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from baselines.model_file import ModelFile
 from baselines.network import Network, likeliest
 from baselines.training_env import TrainingEnv
 
-from .plan import REFERENCE, RULE, Case, Ceilings, Size, at_load, cases, charged
+from .plan import REFERENCE, RULE, Case, Ceilings, Size, at_load, cases
 from .train import model_name
 
 LOAD: Final = 0.9
-CHARGED: Final = (REFERENCE, "ppo")
+CHARGED: Final = (REFERENCE, "ppo", "ppo, batched")
 BATCH: Final = 64
 _REPEATS: Final = 30
 _SEED: Final = 600
@@ -65,12 +65,17 @@ def batched_ms(case: Case, scenario: Scenario, models: Path) -> float:
     return 1e3 * float(np.median(took)) / BATCH
 
 
+def charged(case: Case, measured: str, models: Path, times: dict[str, Times]) -> str:
+    """Return the name of a policy whose every dispatch takes what was `measured` (a key of `Times`)."""
+    return f"charged@{times[str(case)][measured]:.3f}:{case.policy(measured.partition(',')[0], models)}"
+
+
 def charged_jobs(size: Size, ceilings: Ceilings, folder: Path, models: Path, times: dict[str, Times]) -> list[Job]:
     """Return episodes in which each policy's decisions take the time that they took here."""
     jobs = []
     for case in cases(size):
-        free = at_load(case, size, LOAD, ceilings)
-        for policy in CHARGED:
-            name, scenario = case.policy(policy, models), charged(free, times[str(case)][policy])
+        scenario = at_load(case, size, LOAD, ceilings)
+        for measured in CHARGED:
+            name = charged(case, measured, models, times)
             jobs += [Job(name, scenario, seed, str(folder)) for seed in range(size.other_seeds)]
     return jobs

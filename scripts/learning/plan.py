@@ -32,9 +32,9 @@ PRICED: Final = "shortest_work, priced"
 LEARNED: Final = ("imitation", "ppo")
 OTHERS: Final = (
     "per_input", "per_workflow", "per_input_plus_plus", "viable_shortest_queue", "viable_power_of_two", "viable_random",
-    "least_loaded", "aragog:order=fewest_left",
+    "aragog:order=fewest_left", "least_loaded", "power_of_two", "random", "earliest_finish", "fixed:smallest", "fixed:largest",
 )  # fmt: skip
-BLIND: Final = ("least_loaded",)
+BLIND: Final = ("least_loaded", "power_of_two", "random", "earliest_finish", "fixed:smallest", "fixed:largest")
 """Policies that look at no viable sets."""
 COMPARED: Final = (REFERENCE, RULE, PRICED, *LEARNED)
 OTHER_CLUSTER: Final = "qwen-16xh100-replicated"
@@ -74,7 +74,7 @@ class Size:
     """`point_s` and `most_loss` by pair, once they are known (`prices.choose`)."""
 
 
-FULL: Final = Size("full", 1200, 4, 1, (0.7, 0.9, 1.1), PAIRS, ("router",), 1.0, 20_000, 600_000, 5.0)
+FULL: Final = Size("full", 1200, 4, 4, (0.7, 0.9, 1.1), PAIRS, ("router",), 1.0, 20_000, 600_000, 5.0)
 QUICK: Final = Size("quick", 150, 2, 1, (1.1,), PAIRS[:1], ("router",), 1.0, 2_000, 20_000, 0.5)
 
 
@@ -99,8 +99,10 @@ class Case:
             return f"{name}:{models},viable={self.sets}"
         if name == PRICED:
             return f"{RULE}:{self.sets},point_s={self.point_s:g},most_loss={self.most_loss:g}"
+        if name in BLIND:
+            return name
         head, _, rest = name.partition(":")
-        return head if head in BLIND else f"{head}:{self.sets}" + (f",{rest}" if rest else "")
+        return f"{head}:{self.sets}" + (f",{rest}" if rest else "")
 
 
 def cases(size: Size) -> list[Case]:
@@ -184,9 +186,3 @@ def unseen_jobs(size: Size, ceilings: Ceilings, folder: Path, models: Path, data
 def _jobs(case: Case, policy: str, scenario: Scenario, seeds: int, folder: Path, models: Path) -> Iterator[Job]:
     name = case.policy(policy, models)
     yield from (Job(name, scenario, seed, str(folder)) for seed in range(seeds))
-
-
-def charged(scenario: Scenario, decision_ms: float) -> Scenario:
-    """Return a scenario in which every dispatch costs this much of the clock."""
-    cluster = replace(scenario.cluster, decision_ms=round(decision_ms, 3))
-    return replace(scenario, cluster=cluster, name=f"{scenario.name}, {decision_ms:.3f} ms per dispatch")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aragog_env.harness.results import Results, RunResult
 from aragog_env.harness.statistics import Estimate, bootstrap
 
-from .decisions import CHARGED, LOAD, Times
+from .decisions import CHARGED, LOAD, Times, charged
 from .plan import (
     COMPARED,
     LEARNED,
@@ -26,7 +26,6 @@ from .plan import (
     Size,
     at_load,
     cases,
-    charged,
     unseen_scenarios,
 )
 
@@ -140,11 +139,12 @@ def _decisions(results: Results, size: Size, ceilings: Ceilings, times: dict[str
     for case in cases(size):
         scenario, mine = at_load(case, size, LOAD, ceilings), times[str(case)]
         free, row = _runs(results, case, scenario.name, models), [str(case), *(f"{ms:.3f}" for ms in mine.values())]
-        for policy in CHARGED:
-            paid = _runs(results, case, charged(scenario, mine[policy]).name, models).get(policy, {})
+        for measured in CHARGED:
+            name, policy = charged(case, measured, models, times), measured.partition(",")[0]
+            paid = {run.seed: run for run in results.ok if (run.scenario, run.policy) == (scenario.name, name)}
             both = sorted(paid.keys() & free.get(policy, {}).keys())
             ratios = [paid[s].metrics["jct_mean_s"] / free[policy][s].metrics["jct_mean_s"] - 1 for s in both]
-            row.append(f"{100 * float(np.mean(ratios)):+.1f}" if ratios else "")
+            row.append(_percent(bootstrap(np.array(ratios))) if ratios else "")
         rows.append(row)
     header = (
         "case",
@@ -153,8 +153,8 @@ def _decisions(results: Results, size: Size, ceilings: Ceilings, times: dict[str
     )
     return [
         f"Milliseconds per dispatch at load {LOAD:g} (all time in `act`, waiting included, over the dispatches); *batched*: "
-        "the network alone, per decision of 64 at once. Then by how much the mean JCT changes when every dispatch takes its "
-        "policy's time.",
+        "the network alone, per decision of 64 at once. Then by how much the mean JCT changes when every dispatch takes that "
+        "time, one after the other (`charged@MS:POLICY`).",
         "",
         *_table(header, rows),
     ]

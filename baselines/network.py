@@ -236,4 +236,4 @@ def export(network: Network, path: Path) -> None:
                 verbose=False,
             )
     except ModuleNotFoundError as error:
-        raise SpecError(f"exporting to ONNX needs '{error.name}': pip install onnx onnxscript") from error
+        raise SpecError(f"exporting to ONNX needs '{error.name}': pip install -e '.[onnx]'") from error

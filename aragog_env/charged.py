@@ -8,8 +8,9 @@ other machine (or for decisions that are computed in batches).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class ChargedPolicy:
         return self.act(view)
 
 
-def charged(name: str, make: Any) -> ChargedPolicy:
+def charged(name: str, make: Callable[[str], Policy]) -> ChargedPolicy:
     """Make a policy from ``charged:POLICY`` or ``charged@MS:POLICY``.
 
     Args:

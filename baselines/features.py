@@ -124,12 +124,10 @@ class SlotTables(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What n requests may run: configurations as bit sets, cheapest first, W words of 64 bits."""
+    """What n requests may run: configurations, cheapest first, as bit sets of W words, and what their losses cost."""
 
     bits: NDArray[np.uint64]  # (n, W)
-    loss_s: NDArray[
-        np.float32
-    ]  # (n, 64 * W) what each one's expected loss of accuracy costs; (n, 0) where that has no price
+    loss_s: NDArray[np.float32]  # (n, 64 * W); (n, 0) where accuracy has no price
 
 
 class SlotSets:
@@ -194,7 +192,7 @@ class SlotSets:
         loss_s = np.zeros((len(queries), self.loss_width), np.float32)
         if self.sets is not None:
             if self.rules.point_s:
-                losses = self.sets.losses(workflow)[queries]
+                losses = self.sets.losses(workflow, queries)
                 members &= losses <= self.rules.most_loss
                 loss_s[:, : len(order)] = self.rules.point_s * losses[:, order]
             else:

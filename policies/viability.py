@@ -46,8 +46,8 @@ class ViableSets(Protocol):
         Cheap when asked again.
         """
 
-    def losses(self, workflow: int) -> NDArray[np.float32]:
-        """Return the expected accuracy loss of every configuration against the largest one, (Q, C), in points, read-only.
+    def losses(self, workflow: int, queries: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the expected accuracy loss of every configuration against the largest one, (n, C), in points.
 
         What sets are made of, for policies that weigh it against time instead (`baselines.features.Rules.point_s`). Below 0
         where a configuration is expected to do better.
@@ -90,9 +90,9 @@ class OracleViableSets:
         viable: NDArray[np.bool_] = self._viable[workflow][query]
         return viable
 
-    def losses(self, workflow: int) -> NDArray[np.float32]:
+    def losses(self, workflow: int, queries: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return 100 points for what is not viable, 0 for what is."""
-        return np.where(self._viable[workflow], np.float32(0), np.float32(POINTS))
+        return np.where(self._viable[workflow][queries], np.float32(0), np.float32(POINTS))
 
     def routing_s(self, workflow: int, query: int) -> float:
         """Return 0."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..files import write_atomically
-from .fidelity import QUANTITIES, TARGETS, Errors, Fidelity
+from .fidelity import QUANTITIES, TARGETS, Errors, Fidelity, RunFidelity
 from .ranking import Ranking
 from .results import finite
 
@@ -32,8 +32,7 @@ def rows(found: Fidelity) -> list[list[str]]:
     """Return one row per recording and quantity, then those of all recordings together."""
     result = []
     for run in found.runs:
-        name = run.scenario if run.held_out else f"{run.scenario} (calibrated on it)"
-        result += [[name, run.policy, *_cells(key, run.errors[key])] for key in QUANTITIES]
+        result += [[_traffic(run), run.policy, *_cells(key, run.errors[key])] for key in QUANTITIES]
     result += [["all", "", *_cells(key, found.errors[key])] for key in QUANTITIES]
     return result
 
@@ -43,11 +42,14 @@ def short_rows(found: Fidelity) -> tuple[Sequence[str], list[list[str]]]:
     header = ("traffic", "policy", "requests", *(f"{name}: median / P95" for name in QUANTITIES.values()))
     body = []
     for run in found.runs:
-        name = run.scenario if run.held_out else f"{run.scenario} (calibrated on it)"
-        body.append([name, run.policy, str(run.requests), *(_short(run.errors[key]) for key in QUANTITIES)])
+        body.append([_traffic(run), run.policy, str(run.requests), *(_short(run.errors[key]) for key in QUANTITIES)])
     requests = sum(run.requests for run in found.runs)
     body.append(["all", "", str(requests), *(_short(found.errors[key]) for key in QUANTITIES)])
     return header, body
+
+
+def _traffic(run: RunFidelity) -> str:
+    return run.scenario if run.held_out else f"{run.scenario} (calibrated on it)"
 
 
 def _short(errors: Errors) -> str:

@@ -235,9 +235,10 @@ class RouterViableSets:
         cut.setflags(write=False)
         return cut
 
-    def losses(self, workflow: int) -> NDArray[np.float32]:
-        """Return what every head expects, (Q, C); see `ViableSets`."""
-        return self._routed[workflow].losses
+    def losses(self, workflow: int, queries: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return what every head expects, (n, C); see `ViableSets`."""
+        losses: NDArray[np.float32] = self._routed[workflow].losses[queries]
+        return losses
 
     def routing_s(self, workflow: int, query: int) -> float:
         """Return the seconds that the last `viable` of this query took; before any, what it takes without a budget."""

@@ -66,7 +66,9 @@ def test_the_whole_way(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert cli.main(["fidelity", "random-0.db", "fixed-0.db", "-c", "mine.yaml", "--out", "f"]) == 0
     text = capsys.readouterr().out
-    assert "JCT: error" in text and ": met." in text and "Ranks of 2 policies on made-up at 3 req/s: Spearman 1.00" in text
+    assert (
+        "JCT: error" in text and ": met." in text and "Ranks of 2 policies on made-up at 3 req/s: Spearman 1.00" in text
+    )
     assert json.loads(Path("f/fidelity.json").read_text())["met"] == {"latency": True, "jct": True, "ranking": True}
 
 
